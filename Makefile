@@ -1,0 +1,38 @@
+# make run    set up everything, serve the demo model, ask it a question
+# make test   set up everything, then every check and every test
+PYTHON ?= python3
+PROMPT ?= What is continuous batching?
+BIN := .venv/bin
+
+.PHONY: setup run test check format bench bench-engine soak lock demo-model clean
+
+setup:
+	@$(PYTHON) deploy/setup_env.py
+
+run: setup
+	@$(BIN)/python deploy/first_light.py "$(PROMPT)"
+
+test: check
+	@$(BIN)/pytest
+
+check: setup
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-cache > /tmp/upshift-imports.$$$$ || { cat /tmp/upshift-imports.$$$$; rm /tmp/upshift-imports.$$$$; exit 1; }; rm -f /tmp/upshift-imports.$$$$
+
+format: setup
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench-engine: setup
+	@$(BIN)/python -m tests.benchmarks.bench_engine $(ARGS)
+
+# Rewrites the locks. Needs uv (pip install uv).
+lock:
+	uv pip compile pyproject.toml --extra gguf --universal --generate-hashes --no-emit-package llama-cpp-python --no-header -q -o deploy/lock/runtime.txt
+	uv pip compile --group dev --group build -c deploy/lock/runtime.txt --universal --generate-hashes --no-header -q -o deploy/lock/dev.txt
+	echo "llama-cpp-python==$$(sed -n 's/.*llama-cpp-python==\([0-9.]*\).*/\1/p' pyproject.toml)" | uv pip compile - --no-deps --generate-hashes --universal --no-header --no-annotate -q -o deploy/lock/engine.txt
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .hypothesis dist
