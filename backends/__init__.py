@@ -1,0 +1,1 @@
+"""Call one engine, launch one engine, know what this machine can run."""

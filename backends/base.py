@@ -1,0 +1,88 @@
+"""The seam every engine stands behind: one request shape, one response shape, one Protocol.
+
+Neighbours: errors.py (what may be raised), http.py and openai.py (the implementation for OpenAI endpoints).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+
+class Operation(StrEnum):
+    """What the client asks for; the value is the metric label."""
+
+    CHAT = "chat"
+    COMPLETION = "completion"
+
+
+class BackendState(StrEnum):
+    """Life of an engine. Remote endpoints know only READY and FAILED."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """One inference call. `body` is the client's JSON as bytes, forwarded as it is; the other fields are the decoded
+    envelope, which is all the gateway ever looks at."""
+
+    operation: Operation
+    model: str
+    body: bytes
+    stream: bool
+    request_id: str
+    include_usage: bool = False
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+@dataclass(slots=True)
+class Usage:
+    """Token counts as the engine reported them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(slots=True)
+class BackendResponse:
+    """A response whose status and headers have arrived. Owns the upstream connection: `aclose()` must be awaited, which
+    returns or aborts it (an abort stops the engine's computing). `chunks` yields body bytes exactly as they were read."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    chunks: AsyncIterator[bytes]
+    close: Callable[[], Awaitable[None]] = field(repr=False)
+
+    async def aclose(self) -> None:
+        """Idempotent. Afterwards nothing of the request is left, neither here nor in the engine."""
+        await self.close()
+
+
+class Backend(Protocol):
+    """One engine that can be called. Implementations: OpenAIBackend; fakes in tests."""
+
+    @property
+    def name(self) -> str:
+        """The configured name: `x-upshift-backend` and the `backend` metric label."""
+
+    @property
+    def state(self) -> BackendState:
+        """Whether a call makes sense now."""
+
+    async def send(self, request: InferenceRequest) -> BackendResponse:
+        """Returns once status and headers exist and the status is 200. Raises BackendError before that; a non-200 answer
+        of the engine is raised as the error that it means. Cancelling the call aborts the engine's work."""
+
+    async def start(self) -> None:
+        """Brings the engine up in the background where it is ours; returns at once."""
+
+    async def stop(self) -> None:
+        """Drains and ends what `start` began. Idempotent."""

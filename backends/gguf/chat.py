@@ -1,0 +1,102 @@
+"""Messages to prompt, by the model's own Jinja template, which is untrusted input: sandboxed, no loaders, bounded."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
+
+MAX_TEMPLATE_BYTES = 512 * 1024
+_MAX_REPEAT = 10_000
+
+# For models without a template: the most common form, which llama.cpp falls back to as well.
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class TemplateError(Exception):
+    """The template is broken or refused these messages; the message is its own."""
+
+
+class ChatTemplate:
+    """A compiled chat template. Thread-safe."""
+
+    def __init__(self, source: str | None, *, bos: str, eos: str) -> None:
+        source = source or CHATML
+        if len(source.encode()) > MAX_TEMPLATE_BYTES:
+            raise TemplateError(f"the model's chat template is over {MAX_TEMPLATE_BYTES} bytes")
+        environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise
+        environment.globals["strftime_now"] = _strftime_now
+        self._specials = {"bos_token": bos, "eos_token": eos}
+        try:
+            self._template = environment.from_string(source)
+        except (jinja2.TemplateError, RecursionError) as error:
+            raise TemplateError(f"the model's chat template does not compile: {error}") from error
+
+    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+        """The prompt, ready for the assistant's answer. Raises TemplateError."""
+        try:
+            return self._template.render(messages=messages, tools=tools, add_generation_prompt=True, **self._specials)
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+            raise TemplateError(f"the model's chat template refused the messages: {error}") from error
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox of jinja2, plus a bound on what a template may multiply out of nothing."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "**" or any(isinstance(n, int) and abs(n) > _MAX_REPEAT for n in (left, right)):
+            raise jinja2.exceptions.SecurityError(
+                f"{left!r:.40} {operator} {right!r:.40} is too much for a chat template"
+            )
+        return SandboxedEnvironment.call_binop(self, context, operator, left, right)
+
+
+def _tojson(value: Any, indent: int | None = None, **_ignored: Any) -> str:
+    """As in transformers: no HTML escapes, so that the model sees the JSON it was trained on."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise(message: str) -> NoReturn:
+    raise jinja2.exceptions.TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.datetime.now(tz=datetime.UTC).strftime(format)
+
+
+def plain_messages(messages: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """OpenAI messages as templates expect them: text parts joined, tool arguments as objects, absent fields absent."""
+    return [_plain(message) for message in messages]
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {key: value for key, value in message.items() if value is not None}
+    content = plain.get("content")
+    if isinstance(content, list):
+        plain["content"] = "".join(part["text"] for part in content)
+    plain.setdefault("content", "")
+    if plain["role"] == "developer":  # OpenAI's newer name; no template knows it
+        plain["role"] = "system"
+    if calls := plain.get("tool_calls"):
+        plain["tool_calls"] = [_with_object_arguments(call) for call in calls]
+    return plain
+
+
+def _with_object_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = dict(call["function"])
+    with suppress(ValueError):  # a model wrote it once; the template then shows the text as it is
+        function["arguments"] = json.loads(function.get("arguments") or "{}")
+    return {**call, "function": function}

@@ -1,0 +1,300 @@
+"""The only module that imports llama_cpp: a model and a context over its C API, every pointer checked, all closed.
+
+llama-cpp-python is pinned exactly, because structs and signatures change between its patch releases; `self_check` says
+so before anything is loaded. One thread at a time may use a Context (runner.py owns it); any thread may tokenize with a
+Model. Source of the rules on decode codes, logits order and streams: llama.h and llama-kv-cache.cpp of 0.3.36.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.llama_cpp as C  # noqa: N812 - it is the C API
+import numpy as np
+import numpy.typing as npt
+
+from backends import hardware
+
+PINNED_VERSION = "0.3.36"
+_BATCH_FIELDS = ("n_tokens", "token", "embd", "pos", "n_seq_id", "seq_id", "logits")
+_LOG_LEVEL_WARN = 3
+_FLASH_ATTN_AUTO = -1
+
+FloatMatrix = npt.NDArray[np.float32]
+
+
+class LlamaError(Exception):
+    """llama.cpp refused something. The message ends with its own last words where it had any."""
+
+
+class DecodeError(LlamaError):
+    """llama_decode failed; the sequences of that batch cannot be trusted any more. `code` as in llama.h."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"llama_decode returned {code}{_last_words()}")
+        self.code = code
+
+
+_log_lines: deque[str] = deque(maxlen=20)
+
+
+@C.llama_log_callback  # type: ignore[untyped-decorator] # a ctypes function type
+def _on_log(level: int, text: bytes, _user_data: Any) -> None:
+    if level >= _LOG_LEVEL_WARN and level != 5:  # 5 continues the line before it
+        _log_lines.append(text.decode("utf-8", "replace").strip())
+
+
+def _last_words() -> str:
+    lines = [line for line in _log_lines if line]
+    return f" ({lines[-1]})" if lines else ""
+
+
+def self_check() -> None:
+    """Raises LlamaError when the installed library is not the one this module was written against."""
+    version = importlib.metadata.version("llama-cpp-python")
+    if version != PINNED_VERSION:
+        raise LlamaError(f"llama-cpp-python {version} is installed, {PINNED_VERSION} is needed: run `make setup`")
+    fields = tuple(name for name, *_ in C.llama_batch._fields_)
+    if fields != _BATCH_FIELDS:
+        raise LlamaError(f"llama_batch has fields {fields}, expected {_BATCH_FIELDS}")
+    C.llama_log_set(_on_log, None)
+    C.llama_backend_init()
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerSettings:
+    """What a C sampler chain is made of. temperature > 0; top_k <= 0, top_p >= 1 and min_p <= 0 switch a part off."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+
+
+class Model:
+    """A loaded GGUF. `pieces[token]` is the token's bytes, empty for control tokens."""
+
+    def __init__(self, path: Path, *, on_progress: Callable[[float], None] = lambda _: None) -> None:
+        _check_magic(path)
+        _log_lines.clear()
+
+        @C.llama_progress_callback  # type: ignore[untyped-decorator] # a ctypes function type
+        def progress(value: float, _user_data: Any) -> bool:
+            on_progress(value)
+            return True
+
+        params = C.llama_model_default_params()
+        params.progress_callback = progress
+        self._model = C.llama_model_load_from_file(os.fsencode(path), params)
+        if not self._model:
+            raise LlamaError(f"{path} is not a model that llama.cpp can load{_last_words()}")
+        self.path = path
+        self._vocab = C.llama_model_get_vocab(self._model)
+        if not self._vocab or C.llama_model_has_encoder(self._model) or not C.llama_model_has_decoder(self._model):
+            self.close()
+            raise LlamaError(f"{path} holds no text-generation model (decoder with a vocabulary)")
+        self.n_vocab: int = C.llama_vocab_n_tokens(self._vocab)
+        self.trained_context_tokens: int = C.llama_model_n_ctx_train(self._model)
+        self.partial_reuse: bool = not (
+            C.llama_model_is_recurrent(self._model)
+            or C.llama_model_is_hybrid(self._model)
+            or C.llama_model_n_swa(self._model) > 0
+        )
+        self.adds_bos: bool = C.llama_vocab_get_add_bos(self._vocab)
+        self.end_tokens = frozenset(t for t in range(self.n_vocab) if C.llama_vocab_is_eog(self._vocab, t))
+        self.pieces = [self._piece(token) for token in range(self.n_vocab)]
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Upper bound of F16 keys and values per token over all layers: 2 x layers x kv heads x head size x 2 bytes."""
+        heads = max(C.llama_model_n_head(self._model), 1)
+        head_size = C.llama_model_n_embd(self._model) // heads
+        return 4 * int(C.llama_model_n_layer(self._model) * C.llama_model_n_head_kv(self._model) * head_size)
+
+    @property
+    def chat_template(self) -> str | None:
+        template = C.llama_model_chat_template(self._model, None)
+        return template.decode("utf-8", "replace") if template else None
+
+    def special_text(self, name: str) -> str:
+        """Text of the `bos` or `eos` token, as templates expect it."""
+        token = getattr(C, f"llama_vocab_{name}")(self._vocab)
+        return C.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace") if token >= 0 else ""
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of `text`; `parse_special` reads control tokens such as <|im_start|> in the text as such."""
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 8
+        tokens = (C.llama_token * room)()
+        count = C.llama_tokenize(self._vocab, data, len(data), tokens, room, add_special, parse_special)
+        if count < 0:
+            raise LlamaError(f"the tokenizer wants {-count} tokens for {len(data)} bytes")
+        return tokens[:count]
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        return b"".join(self.pieces[token] for token in tokens)
+
+    def close(self) -> None:
+        """Idempotent. Close every Context first."""
+        if self._model:
+            C.llama_model_free(self._model)
+            self._model = None
+
+    def _piece(self, token: int) -> bytes:
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = C.llama_token_to_piece(self._vocab, token, buffer, size, 0, False)
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+
+class Context:
+    """KV cache of `slots` streams of `slot_tokens` cells each, and the batch that is decoded into it."""
+
+    def __init__(self, model: Model, *, slots: int, slot_tokens: int, batch_tokens: int, threads: int) -> None:
+        _check_memory(slots, slot_tokens, model)
+        params = C.llama_context_default_params()
+        params.n_ctx = slots * slot_tokens
+        params.n_batch = batch_tokens
+        params.n_ubatch = min(batch_tokens, 512)
+        params.n_seq_max = slots
+        params.n_outputs_max = slots
+        params.n_threads = params.n_threads_batch = threads
+        params.flash_attn_type = _FLASH_ATTN_AUTO
+        # One stream per sequence: with a unified cache attention runs over everybody's cells (1,800 -> 1,275 tokens/s
+        # at 32 sequences on the demo model).
+        params.kv_unified = False
+        _log_lines.clear()
+        self._ctx = C.llama_init_from_model(model._model, params)
+        if not self._ctx:
+            raise LlamaError(f"no context of {slots} x {slot_tokens} tokens{_last_words()}")
+        self._memory = C.llama_get_memory(self._ctx)
+        if not self._memory:
+            self.close()
+            raise LlamaError("this model keeps no KV cache; it cannot generate text here")
+        self.slot_tokens: int = C.llama_n_ctx_seq(self._ctx)
+        self._n_vocab = model.n_vocab
+        self._make_batch(batch_tokens)
+
+    def _make_batch(self, capacity: int) -> None:
+        """Own numpy memory behind llama_batch: rows are written as slices instead of one ctypes store a token."""
+        self.token = np.zeros(capacity, dtype=np.int32)
+        self.pos = np.zeros(capacity, dtype=np.int32)
+        self.slot = np.zeros(capacity, dtype=np.int32)
+        self.wants_logits = np.zeros(capacity, dtype=np.int8)
+        self._one = np.ones(capacity, dtype=np.int32)
+        self._slot_pointers = self.slot.ctypes.data + np.arange(capacity, dtype=np.uintp) * self.slot.itemsize
+        # `embd` stays NULL: rows are tokens. The annotations of llama_batch name arrays where the fields are pointers.
+        batch: Any = C.llama_batch()
+        for name, memory in (
+            ("token", self.token),
+            ("pos", self.pos),
+            ("n_seq_id", self._one),
+            ("seq_id", self._slot_pointers),
+            ("logits", self.wants_logits),
+        ):
+            setattr(batch, name, ctypes.cast(memory.ctypes.data, type(getattr(batch, name))))
+        self._batch = batch
+
+    def decode(self, n_tokens: int, n_outputs: int) -> FloatMatrix:
+        """Computes the first `n_tokens` rows of the batch arrays; returns the logits [n_outputs, n_vocab] in row order.
+
+        The matrix is llama.cpp's own memory: valid until the next call, writable. Raises DecodeError.
+        """
+        self._batch.n_tokens = n_tokens
+        code = C.llama_decode(self._ctx, self._batch)
+        if code != 0:
+            raise DecodeError(code)
+        if n_outputs == 0:
+            return np.empty((0, self._n_vocab), dtype=np.float32)
+        pointer = C.llama_get_logits(self._ctx)
+        if not pointer:
+            raise DecodeError(-1)
+        return np.ctypeslib.as_array(pointer, shape=(n_outputs, self._n_vocab))
+
+    def sample(self, chain: SamplerChain, row: int) -> int:
+        """Draws from the logits of batch row `row` (as they stand now in the matrix `decode` gave)."""
+        return int(C.llama_sampler_sample(chain.pointer, self._ctx, row))
+
+    def keep(self, slot: int, length: int) -> None:
+        """Forgets everything of `slot` from token `length` on."""
+        if not C.llama_memory_seq_rm(self._memory, slot, length, -1) and length > 0:
+            raise LlamaError(f"slot {slot} could not be cut to {length} tokens")
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """`target` becomes the first `length` tokens of `source`. Streams copy whole, so the rest is cut afterwards."""
+        C.llama_memory_seq_rm(self._memory, target, -1, -1)
+        C.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        if self.held_tokens(target) > length:
+            self.keep(target, length)
+
+    def held_tokens(self, slot: int) -> int:
+        """Tokens the cache really holds for `slot`."""
+        return int(C.llama_memory_seq_pos_max(self._memory, slot)) + 1
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._ctx:
+            C.llama_free(self._ctx)
+            self._ctx = None
+
+
+class SamplerChain:
+    """A C sampler chain, in the order vLLM applies its parts: temperature, min_p, top_k, top_p, draw.
+
+    top_k comes first because it neither depends on the temperature nor removes the best token that min_p measures by;
+    on a large vocabulary everything after it is then cheap.
+    """
+
+    def __init__(self, settings: SamplerSettings) -> None:
+        self.pointer = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
+        if settings.top_k > 0:
+            self._add(C.llama_sampler_init_top_k(settings.top_k))
+        self._add(C.llama_sampler_init_temp(settings.temperature))
+        if settings.min_p > 0:
+            self._add(C.llama_sampler_init_min_p(settings.min_p, 1))
+        if settings.top_p < 1:
+            self._add(C.llama_sampler_init_top_p(settings.top_p, 1))
+        self._add(C.llama_sampler_init_dist(settings.seed))
+
+    def _add(self, part: Any) -> None:
+        if not part:
+            raise LlamaError("llama.cpp could not build a sampler")
+        C.llama_sampler_chain_add(self.pointer, part)  # the chain owns the part from here on
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self.pointer:
+            C.llama_sampler_free(self.pointer)
+            self.pointer = None
+
+
+def _check_memory(slots: int, slot_tokens: int, model: Model) -> None:
+    """The kernel would promise any amount and kill the process when llama.cpp clears it."""
+    wanted_bytes = slots * slot_tokens * model.kv_bytes_per_token
+    total_bytes = hardware.detect().total_ram_bytes
+    if wanted_bytes > total_bytes or slots * slot_tokens >= 2**31:
+        raise LlamaError(
+            f"{slots} x {slot_tokens} tokens need {wanted_bytes / 2**30:,.1f} GiB of KV cache; "
+            f"this machine has {total_bytes / 2**30:,.1f} GiB. Lower --parallel or --context-tokens"
+        )
+
+
+def _check_magic(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise LlamaError(f"{path}: {error.strerror or error}") from error
+    if magic != b"GGUF":
+        raise LlamaError(f"{path} is not a GGUF file (it begins with {magic!r}, not b'GGUF')")

@@ -1,0 +1,33 @@
+"""How large an engine is, and what it takes when nobody says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from backends import hardware
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Sizes of one engine. `context_tokens` is what each request may use: prompt + answer."""
+
+    path: Path
+    parallel: int | None = None
+    context_tokens: int | None = None
+    threads: int | None = None
+    max_waiting: int = 256
+    batch_tokens: int = 512
+    busy_batch_tokens: int = 256
+
+
+def default_threads() -> int:
+    """One core less than this process may use: the gateway needs one, and ggml's spinning barriers collapse when two
+    compute threads share a core."""
+    return max(hardware.detect().usable_cores - 1, 1)
+
+
+def default_parallel(kv_bytes_per_slot: int) -> int:
+    """Slots whose caches fit into a quarter of the memory available now: a power of two from 1 to 16."""
+    fitting = max(hardware.detect().available_ram_bytes // 4 // max(kv_bytes_per_slot, 1), 1)
+    return int(min(16, 1 << (fitting.bit_length() - 1)))

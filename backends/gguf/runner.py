@@ -1,0 +1,311 @@
+"""The engine thread: the one owner of the context. schedule → decode → postprocess, until stopped.
+
+server.py submits `Generation`s and cancels them from the event loop; results go back there in one call per step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from backends.gguf.generation import Generation, Output
+from backends.gguf.llama import Context, DecodeError, LlamaError, Model, self_check
+from backends.gguf.options import EngineOptions, default_parallel, default_threads
+from backends.gguf.sampler import TokenLogprob, TokenSampler
+from backends.gguf.scheduler import Copy, QueueFull, Row, Scheduler, Sequence, Step
+
+logger = logging.getLogger("upshift.engine")
+
+# Three failed batches in a row: the context is beyond help, a fresh process is cheaper than guessing.
+_MAX_DECODE_FAILURES = 3
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the start, written by the engine thread alone."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    failed: int = 0
+    steps: int = 0
+
+
+class Engine(threading.Thread):
+    """Loads the model, then computes. `progress` runs to 1.0 or `failure` says why not; `ready` means serving."""
+
+    def __init__(self, options: EngineOptions, loop: asyncio.AbstractEventLoop, on_end: Callable[[str], None]) -> None:
+        super().__init__(name="engine", daemon=True)
+        self.options = options
+        self.progress = 0.0
+        self.ready = False
+        self.failure = ""
+        self.counters = Counters()
+        self.parallel = 0
+        self.context_tokens = 0
+        self.kv_mismatches = 0
+        self._loop = loop
+        self._on_end = on_end
+        # Shared with the event loop, under the lock:
+        self._wake = threading.Condition()
+        self._arrived: deque[Generation] = deque()
+        self._stopping = False
+        # The engine thread's own:
+        self._by_sequence: dict[Sequence, Generation] = {}
+        self._outbox: list[tuple[Generation, Output]] = []
+        self._decode_failures = 0
+
+    # -- called from the event loop ------------------------------------------------------------------------------
+
+    def submit(self, generations: list[Generation]) -> None:
+        """Queues all choices of a request or none. Raises TooLong, or QueueFull by the scheduler's bound, counting what
+        is still on its way to it."""
+        for generation in generations:
+            self.scheduler.check_fits(generation.sequence)
+        with self._wake:
+            room = self.options.max_waiting + self.parallel - len(self._by_sequence) - len(self._arrived)
+            if len(generations) > room:
+                raise QueueFull
+            self._arrived.extend(generations)
+            self._wake.notify()
+
+    def cancel(self, generations: list[Generation]) -> None:
+        """Takes effect before the next step."""
+        with self._wake:
+            for generation in generations:
+                generation.cancelled = True
+            self._wake.notify()
+
+    def shut_down(self) -> None:
+        """Ends the thread after the step in flight; whatever still runs gets an error."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+
+    @property
+    def running(self) -> int:
+        return len(self.scheduler.running) if self.ready else 0
+
+    @property
+    def waiting(self) -> int:
+        return (len(self.scheduler.waiting) if self.ready else 0) + len(self._arrived)
+
+    @property
+    def reserved_tokens(self) -> int:
+        return self.scheduler.reserved_tokens if self.ready else 0
+
+    @property
+    def kv_usage_ratio(self) -> float:
+        return self.scheduler.used_tokens / (self.parallel * self.context_tokens) if self.ready else 0.0
+
+    # -- the thread ----------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Load, serve, close. Any failure ends in `failure` and one call of `on_end` on the event loop."""
+        try:
+            self._load()
+        except (LlamaError, OSError) as error:
+            self.failure = str(error)
+        else:
+            try:
+                self._serve()
+            except LlamaError as error:
+                logger.error("engine stopped: %s", error)
+                self.failure = str(error)
+            finally:
+                self._close()
+        self._loop.call_soon_threadsafe(self._on_end, self.failure)
+
+    def _load(self) -> None:
+        self_check()
+        self.model = Model(self.options.path, on_progress=self._on_progress)
+        self.context_tokens = self.options.context_tokens or min(self.model.trained_context_tokens, 4096)
+        self.parallel = self.options.parallel or default_parallel(self.model.kv_bytes_per_token * self.context_tokens)
+        busy_batch_tokens = max(self.options.busy_batch_tokens, 2 * self.parallel)
+        batch_tokens = max(self.options.batch_tokens, busy_batch_tokens)
+        self.context = Context(
+            self.model,
+            slots=self.parallel,
+            slot_tokens=self.context_tokens,
+            batch_tokens=batch_tokens,
+            threads=self.options.threads or default_threads(),
+        )
+        self.scheduler = Scheduler(
+            slots=self.parallel,
+            slot_tokens=self.context_tokens,
+            batch_tokens=batch_tokens,
+            busy_batch_tokens=busy_batch_tokens,
+            max_waiting=self.options.max_waiting,
+            partial_reuse=self.model.partial_reuse,
+        )
+        self._warm_up()
+        self.progress = 1.0
+        self.ready = True
+
+    def _on_progress(self, value: float) -> None:
+        self.progress = min(value, 0.99)  # the context and the first decode are still to come
+
+    def _warm_up(self) -> None:
+        """The first decode allocates and faults pages in: better now than in somebody's first token."""
+        self._write_rows([Row(Sequence([0], 1, slot=0), 0, [0], sample=True)])
+        self.context.decode(1, 1)
+        self.context.keep(0, 0)
+
+    def _serve(self) -> None:
+        while True:
+            if not self._take_arrivals():
+                return
+            step = self.scheduler.schedule()
+            if step.rows:
+                self._compute(step)
+            self._send_outbox()
+
+    def _take_arrivals(self) -> bool:
+        """Waits for work, moves it into the scheduler, drops what was cancelled. False when it is time to end."""
+        with self._wake:
+            if not (self._arrived or self._by_sequence or self._stopping):
+                self._audit()
+            while not (self._arrived or self._by_sequence or self._stopping):
+                self._wake.wait()
+            arrived, stopping = list(self._arrived), self._stopping
+            for generation in arrived:
+                self._by_sequence[generation.sequence] = generation
+            self._arrived.clear()
+        self.scheduler.submit([g.sequence for g in arrived])
+        for generation in [g for g in self._by_sequence.values() if g.cancelled or stopping]:
+            self._drop(generation, stopping=stopping)
+        return not stopping
+
+    def _audit(self) -> None:
+        """Nothing runs: does the cache hold what the scheduler believes? Some microseconds, and the metric tells."""
+        slots = range(self.parallel)
+        self.kv_mismatches = sum(self.context.held_tokens(s) != self.scheduler.held_tokens(s) for s in slots)
+
+    def _drop(self, generation: Generation, *, stopping: bool) -> None:
+        self._release(generation)
+        if generation.cancelled:
+            self.counters.cancelled += 1
+        elif stopping:
+            self._emit(generation, Output(generation.index, "", finish_reason="error", error="the engine is stopping"))
+
+    def _compute(self, step: Step) -> None:
+        """One turn: cache operations, one decode, one token for every row that ends its sequence."""
+        for operation in step.operations:
+            if isinstance(operation, Copy):
+                self.context.copy(operation.source, operation.target, operation.length)
+            else:
+                self.context.keep(operation.slot, operation.length)
+        n_tokens, sampled = self._write_rows(step.rows)
+        try:
+            logits = self.context.decode(n_tokens, len(sampled))
+        except DecodeError as error:
+            self._fail_step(step, error)
+            return
+        self._decode_failures = 0
+        self.counters.steps += 1
+        self.scheduler.advance(step)
+        if sampled:
+            self._postprocess(sampled, logits)
+
+    def _write_rows(self, rows: list[Row]) -> tuple[int, list[tuple[Row, int]]]:
+        """Fills the batch; returns its length and the rows to sample with their index in the batch."""
+        context, end = self.context, 0
+        sampled: list[tuple[Row, int]] = []
+        for row in rows:
+            start, end = end, end + len(row.tokens)
+            context.token[start:end] = row.tokens
+            context.pos[start:end] = np.arange(row.start, row.start + len(row.tokens))
+            context.slot[start:end] = row.sequence.slot
+            context.wants_logits[start:end] = 0
+            if row.sample:
+                context.wants_logits[end - 1] = 1
+                sampled.append((row, end - 1))
+        return end, sampled
+
+    def _postprocess(self, sampled: list[tuple[Row, int]], logits: np.ndarray) -> None:
+        greedy = logits.argmax(axis=1).tolist()
+        for output_row, (row, batch_row) in enumerate(sampled):
+            generation = self._by_sequence[row.sequence]
+            if generation.sampler is None:
+                self._start_answer(generation)
+            sampler = generation.sampler
+            assert sampler is not None  # noqa: S101 - _start_answer made it
+            if sampler.plain_greedy:
+                self._take_token(generation, greedy[output_row], None)
+            else:
+                self._take_token(generation, *sampler.draw(self.context, logits[output_row], batch_row))
+
+    def _start_answer(self, generation: Generation) -> None:
+        generation.sampler = TokenSampler(generation.params, prompt=generation.prompt, end_tokens=self.model.end_tokens)
+        self.counters.prompt_tokens += len(generation.prompt)
+        self.counters.cached_tokens += generation.sequence.cached_tokens
+
+    def _take_token(self, generation: Generation, token: int, logprob: TokenLogprob | None) -> None:
+        """Adds one token to an answer and ends the answer where it must end."""
+        generation.completion_tokens += 1
+        self.counters.generated_tokens += 1
+        ended = token in self.model.end_tokens and not generation.params.ignore_eos
+        text = "" if ended else generation.text.feed(self.model.pieces[token])
+        reason = None
+        if ended or generation.text.stopped is not None:
+            reason = "stop"
+        elif generation.completion_tokens >= generation.max_tokens:
+            reason = "length"
+        if reason is None:
+            generation.sequence.tokens.append(token)
+        else:
+            text += generation.text.flush()
+            self._release(generation)
+            self.counters.finished += 1
+        if text or reason or logprob:
+            self._emit(generation, Output(generation.index, text, token, logprob, reason))
+
+    def _fail_step(self, step: Step, error: DecodeError) -> None:
+        """Only the sequences of the failed batch are lost, and what their slots held."""
+        logger.error("decode failed: %s", error)
+        self._decode_failures += 1
+        for sequence in {row.sequence for row in step.rows}:
+            generation = self._by_sequence[sequence]
+            self._release(generation, keep_tokens=False)
+            self.context.keep(sequence.slot, 0)
+            self.counters.failed += 1
+            self._emit(
+                generation, Output(generation.index, "", finish_reason="error", error="the model failed to compute")
+            )
+        if self._decode_failures >= _MAX_DECODE_FAILURES:
+            self._send_outbox()
+            raise error
+
+    def _release(self, generation: Generation, *, keep_tokens: bool = True) -> None:
+        """The one place where a sequence ends: slot, sampler and bookkeeping."""
+        self.scheduler.finish(generation.sequence, keep_tokens=keep_tokens)
+        del self._by_sequence[generation.sequence]
+        if generation.sampler is not None:
+            generation.sampler.close()
+
+    def _emit(self, generation: Generation, output: Output) -> None:
+        self._outbox.append((generation, output))
+
+    def _send_outbox(self) -> None:
+        if self._outbox:
+            outbox, self._outbox = self._outbox, []
+            self._loop.call_soon_threadsafe(_deliver, outbox)
+
+    def _close(self) -> None:
+        self._send_outbox()
+        self.ready = False
+        self.context.close()
+        self.model.close()
+
+
+def _deliver(outbox: list[tuple[Generation, Output]]) -> None:
+    for generation, output in outbox:
+        generation.deliver(output)

@@ -1,0 +1,258 @@
+"""The engine process over HTTP: answers, refusals, limits, cancellation. A real model with random weights."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.engine import EngineUnderTest
+
+HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello there"}], "temperature": 0, "max_tokens": 12}
+
+
+def chat(engine: EngineUnderTest, **fields: Any) -> httpx.Response:
+    return engine.client.post("/v1/chat/completions", json={**HELLO, **fields})
+
+
+def complete(engine: EngineUnderTest, **fields: Any) -> httpx.Response:
+    return engine.client.post("/v1/completions", json={"prompt": "once", "temperature": 0, **fields})
+
+
+def events(response: httpx.Response) -> list[dict[str, Any]]:
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def test_stream_and_body_say_the_same(engine: EngineUnderTest) -> None:
+    whole = chat(engine).json()
+    streamed = events(chat(engine, stream=True, stream_options={"include_usage": True}))
+    text = "".join(choice["delta"].get("content", "") for event in streamed for choice in event["choices"])
+    assert text == whole["choices"][0]["message"]["content"]
+    assert streamed[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert streamed[-2]["choices"][0]["finish_reason"] == "length"
+    usage = streamed[-1]["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (whole["usage"]["prompt_tokens"], 12)
+    assert {event["id"] for event in streamed} == {streamed[0]["id"]}
+
+
+def test_a_prompt_seen_before_is_not_computed_again(engine: EngineUnderTest) -> None:
+    prompt = "a prompt of its own that nobody else sends " * 4
+    first = complete(engine, prompt=prompt).json()["usage"]
+    again = complete(engine, prompt=prompt).json()["usage"]
+    assert again["prompt_tokens_details"]["cached_tokens"] == first["prompt_tokens"] - 1
+
+
+def test_the_same_seed_draws_the_same_and_choices_differ(engine: EngineUnderTest) -> None:
+    first, second, other = (
+        [c["message"]["content"] for c in chat(engine, n=3, seed=seed, temperature=1.5).json()["choices"]]
+        for seed in (5, 5, 6)
+    )
+    assert first == second
+    # Choice i draws with seed + i: 5, 6, 7 and 6, 7, 8.
+    assert len({*first, *other}) == 4
+    assert first[1:] == other[:2]
+
+
+def test_no_seed_draws_something_new(engine: EngineUnderTest) -> None:
+    assert chat(engine, temperature=1.5).json()["choices"] != chat(engine, temperature=1.5).json()["choices"]
+
+
+async def test_greedy_answers_are_the_same_alone_and_in_a_crowd(engine: EngineUnderTest) -> None:
+    prompts = [f"{'word ' * (n % 7)}question number {n}" for n in range(12)]
+    alone = [complete(engine, prompt=p, max_tokens=24).json()["choices"][0]["text"] for p in prompts]
+    async with engine.async_client() as client:
+        bodies = [{"prompt": p, "temperature": 0, "max_tokens": 24} for p in prompts]
+        crowd = await asyncio.gather(*(client.post("/v1/completions", json=body) for body in bodies))
+    assert [response.json()["choices"][0]["text"] for response in crowd] == alone
+
+
+def test_a_stop_string_ends_the_answer_and_is_not_in_it(engine: EngineUnderTest) -> None:
+    text = complete(engine, max_tokens=30).json()["choices"][0]["text"]
+    stop = text[10:13]
+    choice = complete(engine, max_tokens=30, stop=[stop, "never"]).json()["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    assert choice["text"] == text[: text.find(stop)]
+
+
+def test_chat_logprobs_are_logarithms_of_the_distribution(engine: EngineUnderTest) -> None:
+    content = chat(engine, logprobs=True, top_logprobs=3).json()["choices"][0]["logprobs"]["content"]
+    assert len(content) == 12
+    for entry in content:
+        top = entry["top_logprobs"]
+        assert top[0]["logprob"] == entry["logprob"] <= 0, "greedy takes the most likely token"
+        assert [t["logprob"] for t in top] == sorted((t["logprob"] for t in top), reverse=True)
+
+
+def test_completion_logprobs_have_one_entry_per_token(engine: EngineUnderTest) -> None:
+    logprobs = complete(engine, logprobs=2, max_tokens=5).json()["choices"][0]["logprobs"]
+    assert [len(logprobs[key]) for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [5] * 4
+
+
+def test_logit_bias_forces_and_bans_tokens(engine: EngineUnderTest) -> None:
+    tokens = engine.client.post("/tokenize", json={"prompt": "e", "add_special_tokens": False}).json()["tokens"]
+    assert complete(engine, logit_bias={str(tokens[0]): 100}, max_tokens=4).json()["choices"][0]["text"] == "eeee"
+    text = complete(engine, max_tokens=1).json()["choices"][0]["text"]
+    (token,) = engine.client.post("/tokenize", json={"prompt": text, "add_special_tokens": False}).json()["tokens"]
+    assert complete(engine, logit_bias={str(token): -100}, max_tokens=1).json()["choices"][0]["text"] != text
+
+
+def test_penalties_stop_repetition(engine: EngineUnderTest) -> None:
+    (e,) = engine.client.post("/tokenize", json={"prompt": "e", "add_special_tokens": False}).json()["tokens"]
+    bias = {"logit_bias": {str(e): 4}, "max_tokens": 30}
+    plain = complete(engine, **bias).json()["choices"][0]["text"].count("e")
+    for penalty in ({"frequency_penalty": 2}, {"presence_penalty": 2}, {"repetition_penalty": 5.0}):
+        assert complete(engine, **bias, **penalty).json()["choices"][0]["text"].count("e") < plain, penalty
+
+
+def test_min_tokens_and_ignore_eos_outlast_the_end_token(engine: EngineUnderTest) -> None:
+    bias = {"logit_bias": {"1023": 100}, "max_tokens": 9}  # <|im_end|>
+    assert complete(engine, **bias).json()["usage"]["completion_tokens"] == 1
+    assert complete(engine, **bias, min_tokens=4).json()["usage"]["completion_tokens"] == 5
+    ignored = complete(engine, **bias, ignore_eos=True).json()
+    assert ignored["usage"]["completion_tokens"] == 9
+    assert ignored["choices"][0]["finish_reason"] == "length"
+
+
+def test_several_prompts_as_text_and_as_tokens(engine: EngineUnderTest) -> None:
+    tokens = engine.client.post("/tokenize", json={"prompt": "once"}).json()["tokens"]
+    by_text = complete(engine, prompt=["once", "upon"]).json()
+    by_tokens = complete(engine, prompt=tokens).json()
+    assert [choice["index"] for choice in by_text["choices"]] == [0, 1]
+    assert by_text["choices"][0]["text"] == by_tokens["choices"][0]["text"]
+
+
+def test_detokenize_undoes_tokenize(engine: EngineUnderTest) -> None:
+    text = "Ünïcode 漢字 and\nlines"
+    tokens = engine.client.post("/tokenize", json={"prompt": text}).json()["tokens"]
+    assert engine.client.post("/detokenize", json={"tokens": tokens}).json() == {"prompt": text}
+
+
+def test_every_name_is_listed_and_answers(engine: EngineUnderTest) -> None:
+    names = [model["id"] for model in engine.client.get("/v1/models").json()["data"]]
+    assert names == ["tiny", "alias"]
+    assert [chat(engine, model=name).json()["model"] for name in names] == names
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "param"),
+    [
+        ({"model": "gpt-4"}, 404, "model_not_found", "model"),
+        ({"messages": []}, 400, "invalid_request", "messages"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, 400, "invalid_request", "messages.0.role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "invalid_request", None),
+        ({"temperature": 3}, 400, "invalid_request", "temperature"),
+        ({"temperature": "hot"}, 400, "invalid_request", "temperature"),
+        ({"top_p": 0}, 400, "invalid_request", "top_p"),
+        ({"n": 0}, 400, "invalid_request", "n"),
+        ({"n": 10**9}, 400, "invalid_request", "n"),
+        ({"max_tokens": 0}, 400, "invalid_request", "max_tokens"),
+        ({"max_tokens": 2**63}, 400, "invalid_request", "max_tokens"),
+        ({"max_tokens": 4096}, 400, "context_length_exceeded", "messages"),
+        ({"messages": [{"role": "user", "content": "long " * 3000}]}, 400, "context_length_exceeded", "messages"),
+        ({"logit_bias": {"5000": 1}}, 400, "invalid_request", "logit_bias"),
+        ({"logit_bias": {"-1": 1}}, 400, "invalid_request", None),
+        ({"top_logprobs": 3}, 400, "invalid_request", "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "invalid_request", "top_logprobs"),
+        ({"stop": [""]}, 400, "invalid_request", "stop.0"),
+        ({"stop": ["x"] * 17}, 400, "invalid_request", "stop"),
+        ({"stream_options": {"include_usage": True}}, 400, "invalid_request", "stream_options"),
+        ({"seed": 2**70}, 400, "invalid_request", "seed"),
+        ({"tools": []}, 400, "invalid_request", "tools"),
+        ({"tool_choice": "required"}, 400, "invalid_request", "tool_choice"),
+        ({"response_format": {"type": "json_object"}}, 400, "invalid_request", "response_format.type"),
+        ({"guided_json": {}}, 400, "invalid_request", "guided_json"),
+    ],
+    ids=lambda value: json.dumps(value)[:40] if isinstance(value, dict) else None,
+)
+def test_bad_fields_are_refused_by_name(
+    engine: EngineUnderTest, fields: dict[str, Any], status: int, code: str, param: str | None
+) -> None:
+    before = engine.metric("upshift_engine_prompt_tokens_total")
+    response = chat(engine, **fields)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (status, code), error
+    if param is not None:
+        assert error["param"] == param, error
+    assert engine.metric("upshift_engine_prompt_tokens_total") == before
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b'"x"', b"\xff\xfe{}", b'{"messages": NaN}', b"[" * 100_000, b'{"a":' * 5000],
+    ids=["empty", "cut", "list", "string", "utf16", "nan", "deep-list", "deep-object"],
+)
+def test_malformed_bodies_are_refused(engine: EngineUnderTest, body: bytes) -> None:
+    response = engine.client.post("/v1/chat/completions", content=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_token_outside_the_vocabulary_is_refused(engine: EngineUnderTest) -> None:
+    assert complete(engine, prompt=[5000]).json()["error"]["param"] == "prompt"
+    assert engine.client.post("/detokenize", json={"tokens": [5000]}).status_code == 400
+
+
+def test_an_oversized_body_is_refused(engine: EngineUnderTest) -> None:
+    assert engine.client.post("/v1/chat/completions", content=b"x" * (33 * 2**20)).status_code == 413
+
+
+def test_paths_and_methods(engine: EngineUnderTest) -> None:
+    assert engine.client.get("/nowhere").status_code == 404
+    assert engine.client.get("/v1/completions").status_code == 405
+
+
+async def test_a_full_waiting_list_answers_503_with_retry_after(engine: EngineUnderTest) -> None:
+    async with engine.async_client() as client:
+        body = {"prompt": "x", "max_tokens": 400, "ignore_eos": True}
+        responses = await asyncio.gather(*(client.post("/v1/completions", json=body) for _ in range(40)))
+    refused = [r for r in responses if r.status_code == 503]
+    assert len(refused) >= 40 - 12 - 12  # 4 slots and 8 places; some may have ended before the last ones came
+    assert {r.headers["retry-after"] for r in refused} == {"1"}
+    assert {r.json()["error"]["code"] for r in refused} == {"overloaded"}
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+async def test_a_client_that_leaves_stops_the_computing(engine: EngineUnderTest, stream: bool) -> None:
+    cancelled = engine.metric("upshift_engine_cancelled_total")
+    body = {"prompt": "x", "max_tokens": 2000, "ignore_eos": True, "stream": stream}
+    async with engine.async_client() as client:
+        request = asyncio.create_task(client.post("/v1/completions", json=body))
+        await asyncio.to_thread(engine.wait_for, lambda: engine.metric("upshift_engine_running") == 1)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+    took = engine.wait_for(lambda: engine.metric("upshift_engine_cancelled_total") == cancelled + 1)
+    assert took < 1
+    steps = engine.metric("upshift_engine_steps_total")
+    assert engine.metric("upshift_engine_running") == 0
+    assert engine.metric("upshift_engine_steps_total") == steps
+
+
+async def test_a_client_that_leaves_while_waiting_costs_nothing(engine: EngineUnderTest) -> None:
+    body = {"prompt": "x", "max_tokens": 1500, "ignore_eos": True}
+    async with engine.async_client() as client:
+        busy = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(4)]
+        await asyncio.to_thread(engine.wait_for, lambda: engine.metric("upshift_engine_running") == 4)
+        waiting = asyncio.create_task(client.post("/v1/completions", json=body))
+        await asyncio.to_thread(engine.wait_for, lambda: engine.metric("upshift_engine_waiting") == 1)
+        prompt_tokens = engine.metric("upshift_engine_prompt_tokens_total")
+        waiting.cancel()
+        took = await asyncio.to_thread(engine.wait_for, lambda: engine.metric("upshift_engine_waiting") == 0)
+        assert took < 1
+        for task in busy:
+            task.cancel()
+        await asyncio.gather(waiting, *busy, return_exceptions=True)
+    engine.wait_for(lambda: engine.metric("upshift_engine_running") == 0)
+    assert engine.metric("upshift_engine_prompt_tokens_total") == prompt_tokens
+
+
+def test_the_cache_holds_what_the_scheduler_believes(engine: EngineUnderTest) -> None:
+    for n in range(6):
+        chat(engine, n=3, messages=[{"role": "user", "content": f"{'shared ' * 20} {n}"}], temperature=1)
+    engine.wait_for(lambda: engine.metric("upshift_engine_running") == 0)
+    assert engine.metric("upshift_engine_kv_mismatches") == 0
+    assert engine.metric("upshift_engine_kv_reserved_tokens") == 0

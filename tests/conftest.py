@@ -1,0 +1,28 @@
+"""Fixtures of all tests: a tiny random model, and the real engine serving it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.random_model import SHAPES, write_random_model
+from tests.engine import EngineUnderTest, running_engine
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF of 170 KB with random weights: real code paths, nonsense answers."""
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    write_random_model(path, SHAPES["tiny"])
+    return path
+
+
+@pytest.fixture(scope="session")
+def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineUnderTest]:
+    """One engine of 4 slots x 2,048 tokens for every test that leaves it as it was."""
+    with running_engine(
+        tiny_model, tmp_path_factory.mktemp("engine"), "--parallel", "4", "--max-waiting", "8", "--name", "alias"
+    ) as engine:
+        yield engine
