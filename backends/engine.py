@@ -1,0 +1,82 @@
+"""GgufBackend: a model served by a GGUF engine that we run ourselves, behind the Backend seam.
+
+Neighbours: process.py (keeps the engine running), openai.py (calls it), factory.py (builds this from settings).
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+from backends.base import BackendResponse, BackendState, InferenceRequest
+from backends.errors import BackendLoading, BackendUnavailable
+from backends.http import HttpClient
+from backends.openai import OpenAIBackend
+from backends.process import EngineProcess
+
+
+class GgufBackend:
+    """One engine process, which it owns, and the calls to it."""
+
+    def __init__(self, process: EngineProcess) -> None:
+        self._process = process
+        self._connect()
+
+    def _connect(self) -> None:
+        # No deadlines down here: how long an answer may take is for the caller to say, who knows the client.
+        self._client = HttpClient(self._process.address, response_timeout_seconds=inf, idle_timeout_seconds=inf)
+        self._calls = OpenAIBackend(self.name, self._client, state=lambda: self.state)
+
+    @property
+    def name(self) -> str:
+        """The model's configured name."""
+        return self._process.name
+
+    @property
+    def state(self) -> BackendState:
+        """Whether a call makes sense now."""
+        return self._process.state
+
+    @property
+    def progress(self) -> float:
+        """How much of the model is loaded, from 0.0 to 1.0."""
+        return self._process.progress
+
+    @property
+    def failure(self) -> str:
+        """Why the engine is FAILED, in one line; empty when it is well."""
+        return self._process.failure
+
+    @property
+    def restarts(self) -> int:
+        """How often the engine had to be started again."""
+        return self._process.restarts
+
+    async def send(self, request: InferenceRequest) -> BackendResponse:
+        """As the protocol says. Without an engine that is READY nothing is sent: BackendLoading while it starts,
+        otherwise BackendUnavailable with the cause."""
+        state = self._process.state
+        if state is BackendState.READY:
+            return await self._calls.send(request)
+        if state is BackendState.STARTING:
+            raise BackendLoading("The model is loading.", backend=self.name, progress=self._process.progress)
+        raise BackendUnavailable(f"The engine is {state}: {self.failure or 'not running'}.", backend=self.name)
+
+    async def start(self) -> None:
+        """Begins to load the model; returns at once. Also after `stop`."""
+        if self.state is BackendState.DRAINING:
+            await self.stop()
+        if self.state is BackendState.STOPPED:
+            self._connect()
+        await self._process.start()
+
+    async def wait_ready(self, timeout_seconds: float) -> None:
+        """Returns once calls make sense. Raises EngineStartFailed or BackendTimeout."""
+        await self._process.wait_ready(timeout_seconds)
+
+    async def stop(self) -> None:
+        """Ends the engine within its grace, and with it every call that is still running. Idempotent."""
+        client = self._client
+        try:
+            await self._process.stop()
+        finally:
+            await client.aclose()

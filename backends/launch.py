@@ -1,0 +1,28 @@
+"""The command line of each engine that is launched here. Typed values in, argv out; no shell ever sees it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Literal
+
+
+def gguf_engine_argv(
+    source: str,
+    *,
+    uds: str,
+    names: Sequence[str],
+    parallel: int | Literal["auto"] = "auto",
+    context_tokens: int | None = None,
+    threads: int | Literal["auto"] = "auto",
+) -> list[str]:
+    """`upshift engine` for `source` (a path or "demo"), answering to `names` on the Unix socket `uds`. It ends with the
+    process that holds its stdin."""
+    # -P: a folder called "gateway" where the user happens to stand is not our package.
+    argv = [sys.executable, "-P", "-m", "gateway.cli", "engine", "--uds", uds, "--exit-with-parent"]
+    argv += [f"--name={name}" for name in names]
+    argv += [f"--parallel={parallel}", f"--threads={threads}"]
+    if context_tokens is not None:
+        argv.append(f"--context-tokens={context_tokens}")
+    # After "--" a file whose name begins with a dash is a file.
+    return [*argv, "--", source]

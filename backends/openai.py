@@ -1,0 +1,145 @@
+"""Calls any OpenAI-compatible endpoint: our GGUF engine, vLLM, llama-server.
+
+Bodies pass unchanged in both directions; an answer that is not a 200 becomes the error that it means.
+Neighbours: http.py (the connections), errors.py (what is raised), engine.py (an engine of ours behind this).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from backends.base import BackendResponse, BackendState, InferenceRequest, Operation
+from backends.errors import (
+    BackendError,
+    BackendLoading,
+    BackendOverloaded,
+    BackendProtocolError,
+    ContextLengthExceeded,
+    InvalidRequest,
+)
+from backends.http import HttpClient, HttpResponse
+
+MAX_ERROR_BODY_BYTES = 64 * 1024
+_MAX_MESSAGE_CHARACTERS = 2000
+_MAX_RETRY_AFTER_SECONDS = 3600.0
+
+_PATHS = {Operation.CHAT: "/v1/chat/completions", Operation.COMPLETION: "/v1/completions"}
+
+# RFC 9110 section 7.6.1: they are about one connection, not about the message.
+_HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
+    b"upgrade".split()
+)
+# Set here, settled between client and gateway, or the client's secret, which is no business of an engine.
+_NOT_FORWARDED = _HOP_BY_HOP.union(
+    b"host content-length content-type accept-encoding expect x-request-id authorization x-api-key api-key "
+    b"cookie".split()
+)
+
+
+class OpenAIBackend:
+    """The calling side of one endpoint. `name` is its configured name; `client` belongs to whoever made it."""
+
+    def __init__(self, name: str, client: HttpClient, *, state: Callable[[], BackendState]) -> None:
+        self.name = name
+        self._client = client
+        self._state = state
+
+    @property
+    def state(self) -> BackendState:
+        """Whether a call makes sense now."""
+        return self._state()
+
+    async def send(self, request: InferenceRequest) -> BackendResponse:
+        """As the protocol says; `chunks` may raise BackendProtocolError and BackendTimeout."""
+        headers = [(b"content-type", b"application/json"), (b"x-request-id", request.request_id.encode())]
+        if request.headers:
+            headers += _end_to_end(request.headers)
+        try:
+            response = await self._client.request("POST", _PATHS[request.operation], headers, request.body)
+            try:
+                await _check(response)
+            except BaseException:
+                await response.aclose()
+                raise
+        except BackendError as error:
+            error.backend = self.name
+            raise
+        kept = [header for header in response.headers if header[0] not in _HOP_BY_HOP]
+        return BackendResponse(response.status, kept, response.chunks, response.aclose)
+
+
+def _end_to_end(headers: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, bytes]]:
+    """`headers` without those that end here, which a Connection header may add to."""
+    named = {
+        option.strip().lower()
+        for name, value in headers
+        if name.lower() == b"connection"
+        for option in value.split(b",")
+    }
+    return [header for header in headers if (name := header[0].lower()) not in _NOT_FORWARDED and name not in named]
+
+
+async def _check(response: HttpResponse) -> None:
+    """Raises what an answer other than JSON or events with status 200 means."""
+    if response.status != 200:
+        body = await response.read(MAX_ERROR_BODY_BYTES)
+        raise _error(response.status, _header(response, b"retry-after"), body)
+    content_type = _header(response, b"content-type").partition(b";")[0].strip().lower()
+    if content_type not in (b"application/json", b"text/event-stream"):
+        raise BackendProtocolError(f"It answered with {content_type.decode('ascii', 'replace') or 'no content type'}.")
+    # Nothing was said about accepting any.
+    if _header(response, b"content-encoding").lower() not in (b"", b"identity"):
+        raise BackendProtocolError("It answered with a compressed body.")
+
+
+def _error(status: int, retry_after: bytes, body: bytes) -> BackendError:
+    detail = _detail(body)
+    message = _text(detail.get("message")) or f"The engine answered with status {status}."
+    code = detail.get("code")
+    if status == 503 and code == "model_loading":
+        return BackendLoading(message, progress=_progress(detail))
+    if status in (429, 503):
+        return BackendOverloaded(message, retry_after_seconds=_seconds(retry_after))
+    # Neither is about the client's request: the endpoint wants a key that we do not have.
+    if 400 <= status < 500 and status not in (401, 403):
+        kind = ContextLengthExceeded if code == "context_length_exceeded" else InvalidRequest
+        return kind(message, param=_text(detail.get("param")) or None)
+    return BackendProtocolError(f"It answered with status {status}: {message}")
+
+
+def _detail(body: bytes) -> dict[str, Any]:
+    """The `error` object of an OpenAI error body; empty for anything else."""
+    try:
+        detail = json.loads(body)["error"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return {}
+    return detail if isinstance(detail, dict) else {}
+
+
+def _text(value: Any) -> str:
+    """One line that is safe to show; what an engine says may quote what a client sent."""
+    if not isinstance(value, str):
+        return ""
+    shown = value[:_MAX_MESSAGE_CHARACTERS]
+    return "".join(character if character.isprintable() else " " for character in shown).strip()
+
+
+def _progress(detail: dict[str, Any]) -> float:
+    value = detail.get("progress")
+    # In this order NaN becomes 0.0.
+    return min(max(0.0, value), 1.0) if isinstance(value, float) else 0.0
+
+
+def _seconds(value: bytes) -> float | None:
+    """Retry-After in seconds; None without one that can be read. Its other form, a date, is not worth a parser."""
+    return min(float(value), _MAX_RETRY_AFTER_SECONDS) if value.isdigit() and len(value) < 10 else None
+
+
+def _header(response: HttpResponse, wanted: bytes) -> bytes:
+    for name, value in response.headers:
+        if name == wanted:
+            return value
+    return b""

@@ -1,0 +1,1 @@
+"""Typed settings: schema, loading, profiles. Nothing else."""

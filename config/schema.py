@@ -1,0 +1,111 @@
+"""The settings tree: frozen, typed, unknown keys refused, units in names.
+
+Neighbours: load.py (fills it from YAML, environment and command line), example.yaml (every key, loaded by a test).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
+
+DEMO_SOURCE = "demo"
+
+# ASCII only: a name ends up in a response header and in a metric label.
+ModelName = Annotated[
+    str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$", strict=True)
+]
+HostName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:\[\]-]+$")]
+SourcePath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$", strict=True)]
+
+
+class _Tree(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class GgufSettings(_Tree):
+    """A model served by the local GGUF engine."""
+
+    source: SourcePath
+    """`demo` (the bundled model) or the path of a .gguf file; a relative path starts at the config file's folder."""
+
+    parallel: Annotated[int, Field(strict=True, ge=1, le=256)] | Literal["auto"] = "auto"
+    """Answers computed at the same time. `auto` fits the machine."""
+
+    threads: Annotated[int, Field(strict=True, ge=1, le=1024)] | Literal["auto"] = "auto"
+    """CPU threads of the engine. `auto` is the number of usable physical cores."""
+
+
+class ModelSettings(_Tree):
+    """One logical model: the name clients use, and what serves it."""
+
+    name: ModelName
+    """The name clients send as `model`, and the `model` label of every metric."""
+
+    aliases: tuple[ModelName, ...] = Field(default=(), max_length=64)
+    """Further names for the same model, such as the one an application has built in."""
+
+    context_tokens: Annotated[int, Field(strict=True, ge=64, le=16_777_216)] | None = None
+    """Longest prompt plus answer, in tokens. Unset: what the model was trained for, as far as memory allows."""
+
+    gguf: GgufSettings
+    """The GGUF engine that serves the model."""
+
+
+class ServerSettings(_Tree):
+    """The listener and what one client may take from it."""
+
+    host: HostName = "127.0.0.1"
+    """Address to listen on. On a loopback address only requests addressed to loopback names are answered."""
+
+    port: Annotated[int, Field(strict=True, ge=0, le=65535)] = 8484
+    """TCP port; 0 lets the system choose one."""
+
+    allowed_hosts: tuple[HostName, ...] = Field(default=(), max_length=64)
+    """Host names accepted on a loopback address besides loopback ones, for a reverse proxy that passes its own on."""
+
+    max_connections: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 4096
+    """Client connections held at once; further ones are answered 503 and closed."""
+
+    max_body_bytes: Annotated[int, Field(strict=True, ge=1024, le=1 << 30)] = 10 * 1024 * 1024
+    """Largest request body."""
+
+    body_timeout_seconds: Annotated[float, Field(strict=True, gt=0, le=3600)] = 30.0
+    """Longest time a request body may take to arrive."""
+
+    response_timeout_seconds: Annotated[float, Field(strict=True, gt=0, le=86400)] = 600.0
+    """Longest wait for the engine's first byte; a long prompt on a small machine takes minutes."""
+
+    idle_timeout_seconds: Annotated[float, Field(strict=True, gt=0, le=86400)] = 120.0
+    """Longest pause inside an answer, of the engine or of a client that does not read."""
+
+    drain_seconds: Annotated[float, Field(strict=True, ge=0, le=3600)] = 30.0
+    """How long running answers may go on after SIGTERM or SIGINT."""
+
+
+def _demo() -> tuple[ModelSettings, ...]:
+    return (ModelSettings(name="demo", gguf=GgufSettings(source=DEMO_SOURCE)),)
+
+
+class Settings(_Tree):
+    """Everything Upshift can be told."""
+
+    server: ServerSettings = ServerSettings()
+    """The listener."""
+
+    models: tuple[ModelSettings, ...] = Field(default_factory=_demo, min_length=1, max_length=1000)
+    """The models served. Unset: the bundled demo model."""
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Settings:
+        owners: dict[str, str] = {}
+        for index, model in enumerate(self.models):
+            places: list[tuple[str, tuple[str | int, ...]]] = [(model.name, ("models", index, "name"))]
+            places += [(alias, ("models", index, "aliases", number)) for number, alias in enumerate(model.aliases)]
+            for name, place in places:
+                if name in owners:
+                    detail = {"place": place, "name": name, "owner": owners[name]}
+                    raise PydanticCustomError("name_taken", "'{name}' is already used by models[{owner}]", detail)
+                owners[name] = str(index)
+        return self

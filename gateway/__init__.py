@@ -1,0 +1,1 @@
+"""HTTP surfaces, the relay, metrics and the command line: the composition root."""

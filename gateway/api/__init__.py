@@ -1,0 +1,1 @@
+"""The HTTP dialects of the control plane, one module each."""

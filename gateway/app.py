@@ -1,0 +1,120 @@
+"""The composition root: settings in, one ASGI application out. Nothing here outlives the application it builds.
+
+Neighbours: dataplane.py (the front), health.py and api/ (the control plane's routes), server.py (runs it).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.exceptions import HTTPException
+
+from backends.base import Backend
+from backends.factory import create_backend
+from config.schema import ModelSettings, Settings
+from gateway import health
+from gateway.api import openai
+from gateway.dataplane import DataPlane
+from gateway.errors import GatewayError, MethodRefused, UnknownPath, answer
+from gateway.log import AccessLog
+from gateway.metrics import GatewayCollector, Metrics, registry_for
+from gateway.middleware import HostGuard
+from gateway.record import Journal
+from gateway.relay import Relay
+from routing.catalog import CatalogEntry, ModelCatalog
+from routing.errors import RoutingError
+from routing.router import Router
+from routing.upstream import Upstream, UpstreamPool
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: Settings,
+    *,
+    make_backend: Callable[[ModelSettings], Backend] = create_backend,
+    access_log: AccessLog | None = None,
+) -> DataPlane:
+    """The whole gateway. Its lifespan starts and stops the backends; nothing runs before that.
+
+    `access_log` gets one line per inference request; without it none are written.
+    """
+    access_log = access_log or AccessLog(lambda _: None)
+    upstreams = [(model, Upstream(make_backend(model))) for model in settings.models]
+    catalog = _catalog(upstreams)
+    named = [(model.name, upstream) for model, upstream in upstreams]
+    readiness = health.Readiness(named)
+    metrics = Metrics()
+    for model, upstream in named:
+        metrics.series(model, upstream.backend.name)
+    registry = registry_for(GatewayCollector(metrics, lambda: named))
+    control_plane = _control_plane(catalog, readiness, registry, access_log)
+    relay = Relay(settings.server, Router(catalog), Journal(metrics, access_log))
+    guard = HostGuard(settings.server.host, settings.server.allowed_hosts)
+    return DataPlane(relay, guard, control_plane, readiness)
+
+
+def _catalog(upstreams: Sequence[tuple[ModelSettings, Upstream]]) -> ModelCatalog:
+    return ModelCatalog(
+        (
+            CatalogEntry(model.name, model.aliases, model.context_tokens),
+            UpstreamPool(model.name, (upstream,)),
+        )
+        for model, upstream in upstreams
+    )
+
+
+def _control_plane(
+    catalog: ModelCatalog, readiness: health.Readiness, registry: CollectorRegistry, access_log: AccessLog
+) -> FastAPI:
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        backends = [upstream.backend for _, upstream in readiness.upstreams]
+        announcer = asyncio.create_task(health.announce(readiness))
+        try:
+            for backend in backends:
+                await backend.start()
+            yield
+        finally:
+            announcer.cancel()
+            await asyncio.gather(announcer, *(backend.stop() for backend in backends), return_exceptions=True)
+            access_log.flush()
+
+    # No schema and no documentation pages: they would describe the control plane to whoever asks.
+    app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.include_router(health.routes(readiness, version("upshift")))
+    app.include_router(openai.routes(catalog))
+
+    @app.get("/metrics")
+    async def show_metrics(request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(registry), media_type=content_type)
+
+    app.add_exception_handler(HTTPException, _framework_error)
+    for kind in (GatewayError, RoutingError, Exception):
+        app.add_exception_handler(kind, _error)
+    return app
+
+
+async def _error(request: Request, error: Exception) -> Response:
+    refusal = answer(error, request.scope["state"]["request_id"])
+    if refusal.status >= 500:
+        logger.error("%s failed unexpectedly", request.scope["state"]["request_id"], exc_info=error)
+    headers = {name.decode(): value.decode() for name, value in refusal.headers}
+    return Response(refusal.body, refusal.status, headers)
+
+
+async def _framework_error(request: Request, error: Exception) -> Response:
+    """Starlette's own 404 and 405, in the dialect of everything else."""
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        return await _error(request, MethodRefused("Wrong method.", allow=(error.headers or {}).get("Allow", "GET")))
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        return await _error(request, UnknownPath("There is nothing at this path; the API starts at /v1."))
+    return await _error(request, error)

@@ -1,0 +1,67 @@
+"""`upshift config`: look at settings without serving anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gateway.cli import models
+
+if TYPE_CHECKING:
+    from config.load import Loaded
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group()
+def config() -> None:
+    """Check, show and describe the settings.
+
+    \b
+    upshift config check upshift.yaml
+    upshift config show --config upshift.yaml
+    upshift config schema > upshift.schema.json
+    """
+
+
+@config.command()
+@click.argument("file", type=_FILE, required=False)
+def check(file: Path | None) -> None:
+    """Report everything wrong with FILE (default: UPSHIFT_CONFIG), and whether its models exist."""
+    loaded = _load(file)
+    problems = [(model.name, models.problem_with(model.gguf.source)) for model in loaded.settings.models]
+    found = [f"{name}: {problem}" for name, problem in problems if problem]
+    if found:
+        raise click.ClickException("; ".join(found))
+    names = ", ".join(model.name for model in loaded.settings.models)
+    click.echo(f"{loaded.file or 'The built-in settings'}: fine. Models: {names}")
+
+
+@config.command()
+@click.option("--config", "file", type=_FILE, help="YAML file with the settings. [default: UPSHIFT_CONFIG]")
+def show(file: Path | None) -> None:
+    """Print the settings in effect as YAML, each with where it came from."""
+    from config.show import show as as_yaml  # noqa: PLC0415
+
+    click.echo(as_yaml(_load(file)), nl=False)
+
+
+@config.command()
+def schema() -> None:
+    """Print the JSON Schema of the settings, for editors."""
+    from config.schema import Settings  # noqa: PLC0415
+
+    click.echo(json.dumps(Settings.model_json_schema(), indent=2))
+
+
+def _load(file: Path | None) -> Loaded:
+    from config.errors import ConfigError  # noqa: PLC0415 - help must not pay for pydantic
+    from config.load import load  # noqa: PLC0415
+
+    try:
+        return load(file)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error

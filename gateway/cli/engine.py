@@ -1,0 +1,85 @@
+"""`upshift engine`: the GGUF engine alone, as the gateway launches it and as it can be used without one."""
+
+from __future__ import annotations
+
+import click
+
+_DEFAULT_PORT = 8485
+
+
+class _Auto(click.ParamType[int | None]):
+    """A number of at least `minimum`, or `auto`, which the engine gets as None."""
+
+    name = "N|auto"
+
+    def __init__(self, minimum: int) -> None:
+        self._minimum = minimum
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value is None or value == "auto":
+            return None
+        try:
+            number = int(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor auto", param, ctx)
+        if number < self._minimum:
+            self.fail(f"{number} is less than {self._minimum}", param, ctx)
+        return number
+
+
+@click.command()
+@click.argument("model")
+@click.option("--uds", metavar="PATH", help="Listen on a Unix socket instead of a port.")
+@click.option("--host", help="Address to listen on. [default: 127.0.0.1]")
+@click.option("--port", type=click.IntRange(0, 65535), help=f"Port to listen on. [default: {_DEFAULT_PORT}]")
+@click.option("--name", "names", metavar="NAME", multiple=True, help="Name clients use. [default: that of the file]")
+@click.option("--parallel", type=_Auto(1), default="auto", help="Answers computed at once.")
+@click.option("--context-tokens", type=_Auto(1), default="auto", help="Longest prompt plus answer, in tokens.")
+@click.option("--threads", type=_Auto(1), default="auto", help="CPU threads.")
+@click.option("--max-waiting", type=click.IntRange(0), default=256, show_default=True, help="Requests kept waiting.")
+@click.option("--exit-with-parent", is_flag=True, help="End when standard input closes.")
+def engine(
+    *,
+    model: str,
+    uds: str | None,
+    host: str | None,
+    port: int | None,
+    names: tuple[str, ...],
+    parallel: int | None,
+    context_tokens: int | None,
+    threads: int | None,
+    max_waiting: int,
+    exit_with_parent: bool,
+) -> int:
+    """Run the GGUF engine alone: an OpenAI endpoint for one MODEL (`demo` or a .gguf file), without the gateway.
+
+    \b
+    upshift engine demo
+    upshift engine ./llama.gguf --port 9001 --name llama --parallel 8
+    """
+    if uds is not None and (host is not None or port is not None):
+        raise click.UsageError("--uds excludes --host and --port.", click.get_current_context())
+    if uds is None:
+        host = host or "127.0.0.1"
+        port = _DEFAULT_PORT if port is None else port
+
+    try:
+        from backends.gguf.process import serve  # noqa: PLC0415 - only this command may load the engine's libraries
+    except ImportError as error:
+        text = f"the engine's libraries cannot be loaded ({error}); install them with: pip install 'upshift[gguf]'"
+        problem = click.ClickException(text)
+        problem.ctx = click.get_current_context()  # type: ignore[attr-defined]
+        raise problem from error
+
+    return serve(
+        model,
+        uds=uds,
+        host=host,
+        port=port,
+        names=names,
+        parallel=parallel,
+        context_tokens=context_tokens,
+        threads=threads,
+        max_waiting=max_waiting,
+        exit_with_parent=exit_with_parent,
+    )

@@ -1,0 +1,65 @@
+"""`upshift serve`: the gateway."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gateway.cli import models
+
+if TYPE_CHECKING:
+    from config.load import Override
+
+
+@click.command()
+@click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="YAML file with the settings.")
+@click.option("--model", "chosen", metavar="MODEL", multiple=True, help=f"{models.HELP}; may be repeated.")
+@click.option("--host", help="Address to listen on. [default: 127.0.0.1]")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 lets the system choose. [default: 8484]"
+)
+def serve(file: Path | None, chosen: tuple[str, ...], host: str | None, port: int | None) -> int:
+    """Serve models under one OpenAI base URL.
+
+    Without --config and --model it serves the bundled demo model. --model replaces the models of the file.
+
+    \b
+    upshift serve
+    upshift serve --model ~/models/llama-3.2-1b-q4_k_m.gguf
+    upshift serve --model llama=./llama.gguf --model demo --port 9000
+    upshift serve --config upshift.yaml
+    """
+    from config.errors import ConfigError  # noqa: PLC0415 - help must not pay for pydantic, uvicorn and FastAPI
+    from config.load import load  # noqa: PLC0415
+
+    try:
+        settings = load(file, overrides=_overrides(chosen, host, port)).settings
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+    for model in settings.models:
+        models.check_source(model.gguf.source)
+
+    from gateway.server import ListenError  # noqa: PLC0415
+    from gateway.server import serve as run_server  # noqa: PLC0415
+
+    try:
+        return run_server(settings)
+    except ListenError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _overrides(chosen: tuple[str, ...], host: str | None, port: int | None) -> list[Override]:
+    from config.load import Override  # noqa: PLC0415
+
+    found = []
+    if chosen:
+        pairs = [models.name_and_source(argument) for argument in chosen]
+        value = [{"name": name, "gguf": {"source": source}} for name, source in pairs]
+        found.append(Override(("models",), value, "--model"))
+    if host is not None:
+        found.append(Override(("server", "host"), host, "--host"))
+    if port is not None:
+        found.append(Override(("server", "port"), port, "--port"))
+    return found

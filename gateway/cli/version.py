@@ -1,0 +1,13 @@
+"""`upshift version`."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as distribution_version
+
+import click
+
+
+@click.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(distribution_version("upshift"))

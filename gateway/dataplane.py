@@ -1,0 +1,92 @@
+"""The ASGI application in front of FastAPI: takes the inference POSTs by exact path, hands everything else on.
+
+A route inside FastAPI costs 50 µs more per request than this table (docs/gateway.md). Neighbours: relay.py (the
+inference calls), app.py (the control plane behind), middleware.py (what every request passes first).
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from backends.base import Operation
+from gateway.errors import GatewayError, MethodRefused, answer
+from gateway.health import Readiness
+from gateway.intake import Receive
+from gateway.middleware import HostGuard
+from gateway.relay import Relay, Send
+
+Scope = MutableMapping[str, Any]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+INFERENCE: dict[str, Operation] = {
+    "/v1/chat/completions": Operation.CHAT,
+    "/v1/completions": Operation.COMPLETION,
+}
+
+_SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+
+
+class RequestIds:
+    """Request ids: the client's own where it is harmless in headers and logs, else unique ones."""
+
+    def __init__(self) -> None:
+        self._prefix = f"req-{secrets.token_hex(8)}-"
+        self._numbers = itertools.count(1)
+
+    def choose(self, offered: bytes | None) -> str:
+        """`offered` is the value of x-request-id, None without one."""
+        if offered is not None and _SAFE_ID.fullmatch(offered):
+            return offered.decode()
+        return f"{self._prefix}{next(self._numbers)}"
+
+
+class DataPlane:
+    """Decides by path alone, never by Host or URL text, who answers a request. `readiness` is for whoever runs it."""
+
+    def __init__(self, relay: Relay, guard: HostGuard, control_plane: ASGIApp, readiness: Readiness) -> None:
+        self.readiness = readiness
+        self._relay = relay
+        self._guard = guard
+        self._control_plane = control_plane
+        self._ids = RequestIds()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI 3 entry: `http` and `lifespan` scopes."""
+        if scope["type"] != "http":
+            await self._control_plane(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        request_id = self._ids.choose(headers.get(b"x-request-id"))
+        operation = INFERENCE.get(scope["path"])
+        try:
+            self._guard.check(scope["headers"], scope["http_version"])
+            if operation is not None and scope["method"] != "POST":
+                raise MethodRefused("Use POST here.", allow="POST")
+        except GatewayError as error:
+            await _refuse(error, request_id, send)
+            return
+        if operation is not None:
+            await self._relay.serve(operation, headers, request_id, receive, send)
+            return
+        scope.setdefault("state", {})["request_id"] = request_id
+        await self._control_plane(scope, receive, _with_request_id(send, request_id))
+
+
+async def _refuse(error: GatewayError, request_id: str, send: Send) -> None:
+    refusal = answer(error, request_id)
+    headers = [*refusal.headers, (b"x-request-id", request_id.encode()), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": refusal.body, "more_body": False})
+
+
+def _with_request_id(send: Send, request_id: str) -> Send:
+    async def send_with_id(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+        await send(message)
+
+    return send_with_id

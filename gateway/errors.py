@@ -1,0 +1,180 @@
+"""The one table from what went wrong to what the client is told, and the gateway's own errors.
+
+GatewayError
+├── InvalidBody            not the JSON object it should be; `param` names the field
+├── UnsupportedMedia       a body that is not application/json
+├── BodyTooLarge           more bytes than server.max_body_bytes
+├── BodyTimeout            the body did not arrive in time
+├── HostRefused            a Host header that this listener does not answer to
+├── UnknownPath            no such path
+├── MethodRefused          the path exists, the method does not
+├── TooManyHeaders         more header fields than any client needs
+├── ShuttingDown           the gateway stops before the answer was complete
+└── ClientGone             the client left first; nobody is told, logs and metrics say 499
+
+Neighbours: backends/errors.py and routing/errors.py, the other two trees; a test proves that every class of the
+three has its row.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from backends import errors as backend
+from routing import errors as routing
+
+
+class GatewayError(Exception):
+    """Base of the gateway's own refusals. The message goes to the client."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidBody(GatewayError):
+    """The body is not the JSON object it should be."""
+
+
+class UnsupportedMedia(GatewayError):
+    """Content-Type or Content-Encoding is not what the endpoint reads."""
+
+
+class BodyTooLarge(GatewayError):
+    """More bytes than `server.max_body_bytes`, announced or sent."""
+
+
+class BodyTimeout(GatewayError):
+    """The body did not arrive within `server.body_timeout_seconds`."""
+
+
+class HostRefused(GatewayError):
+    """The Host header names something else than this listener: what DNS rebinding looks like."""
+
+
+class UnknownPath(GatewayError):
+    """Nothing is served there."""
+
+
+class MethodRefused(GatewayError):
+    """The path is served, but not with this method. `allow` are the methods that are."""
+
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
+class TooManyHeaders(GatewayError):
+    """More header fields than any client needs."""
+
+
+class ShuttingDown(GatewayError):
+    """The drain time is over and the answer was not complete."""
+
+
+class ClientGone(GatewayError):
+    """The client closed its connection before the answer was complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the client sees. `message` replaces the error's own where that tells about our insides."""
+
+    status: int
+    type: str
+    code: str
+    message: str | None = None
+    retry_after_seconds: float | None = None
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+_REQUEST = "invalid_request_error"
+_SERVER = "server_error"
+
+TABLE: dict[type[Exception], Row] = {
+    GatewayError: Row(500, _SERVER, "internal_error", "Internal error."),
+    InvalidBody: Row(400, _REQUEST, "invalid_request"),
+    UnsupportedMedia: Row(415, _REQUEST, "unsupported_media_type"),
+    BodyTooLarge: Row(413, _REQUEST, "request_too_large"),
+    BodyTimeout: Row(408, _REQUEST, "request_timeout"),
+    HostRefused: Row(421, _REQUEST, "host_not_allowed"),
+    UnknownPath: Row(404, _REQUEST, "not_found"),
+    MethodRefused: Row(405, _REQUEST, "method_not_allowed"),
+    TooManyHeaders: Row(431, _REQUEST, "headers_too_large"),
+    ShuttingDown: Row(503, _SERVER, "shutting_down", retry_after_seconds=1.0),
+    ClientGone: Row(499, _REQUEST, "client_disconnected"),
+    routing.RoutingError: Row(500, _SERVER, "internal_error", "Internal error."),
+    routing.ModelNotFound: Row(404, _REQUEST, "model_not_found"),
+    backend.BackendError: Row(502, _SERVER, "backend_error", "The model's engine failed."),
+    backend.BackendUnavailable: Row(
+        503, _SERVER, "backend_unavailable", "The model is not available now; GET /readyz tells why.", 5.0
+    ),
+    backend.BackendLoading: Row(503, _SERVER, "model_loading", retry_after_seconds=1.0),
+    backend.BackendOverloaded: Row(503, _SERVER, "overloaded", "The model has as much work as it can take.", 1.0),
+    backend.BackendTimeout: Row(
+        504,
+        _SERVER,
+        "backend_timeout",
+        "The model's engine did not answer in time.",
+        # The engine may still be computing this answer: an SDK that retries would ask for it twice.
+        headers=((b"x-should-retry", b"false"),),
+    ),
+    backend.BackendProtocolError: Row(502, _SERVER, "backend_error", "The model's engine failed while answering."),
+    backend.InvalidRequest: Row(400, _REQUEST, "invalid_request"),
+    backend.ContextLengthExceeded: Row(400, _REQUEST, "context_length_exceeded"),
+    backend.EngineStartFailed: Row(
+        503, _SERVER, "backend_unavailable", "The model could not be started; GET /readyz tells why.", 30.0
+    ),
+}
+UNEXPECTED = Row(500, _SERVER, "internal_error", "Internal error.")
+
+
+def row_for(error: BaseException) -> Row:
+    """The row of the error's class, or of the nearest class above it that has one."""
+    for cls in type(error).__mro__:
+        row = TABLE.get(cls)
+        if row is not None:
+            return row
+    return UNEXPECTED
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorAnswer:
+    """One error as OpenAI's dialect says it: status, headers (content-type included) and JSON body."""
+
+    status: int
+    type: str
+    code: str
+    message: str
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+def answer(error: BaseException, request_id: str) -> ErrorAnswer:
+    """What to send for `error`. An error of no known tree becomes a 500 that names only the request id."""
+    row = row_for(error)
+    message = row.message or str(getattr(error, "message", "")) or row.code
+    if row.status == 500:
+        message = f"{message} Request id: {request_id}"
+    detail: dict[str, Any] = {"message": message, "type": row.type}
+    detail |= {"param": getattr(error, "param", None), "code": row.code}
+    if isinstance(error, backend.BackendLoading):
+        detail["progress"] = round(error.progress, 3)
+    body = json.dumps({"error": detail}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *row.headers]
+    headers += _retry_headers(error, row)
+    if isinstance(error, MethodRefused):
+        headers.append((b"allow", error.allow.encode()))
+    return ErrorAnswer(row.status, row.type, row.code, message, headers, body)
+
+
+def _retry_headers(error: BaseException, row: Row) -> list[tuple[bytes, bytes]]:
+    seconds = getattr(error, "retry_after_seconds", None)
+    if row.retry_after_seconds is None:
+        return []
+    seconds = row.retry_after_seconds if seconds is None else min(max(float(seconds), 0.0), 3600.0)
+    return [(b"retry-after", b"%d" % math.ceil(seconds)), (b"retry-after-ms", b"%d" % math.ceil(seconds * 1000))]

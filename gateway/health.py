@@ -1,0 +1,110 @@
+"""Is the process alive, may it get traffic, and what is each model doing.
+
+Neighbours: app.py (wires), server.py (sets `draining`). Not ready means: at least one configured model cannot answer
+now, or the gateway is shutting down. Models that are ready are served all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from backends.base import BackendState
+from routing.upstream import Upstream
+
+logger = logging.getLogger("upshift")
+
+_METHODS = ["GET", "HEAD"]
+
+
+class Readiness:
+    """The live state of every model, and whether the gateway is on its way out."""
+
+    def __init__(self, upstreams: Sequence[tuple[str, Upstream]]) -> None:
+        self.upstreams = tuple(upstreams)
+        self.draining = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model can answer and new requests are welcome."""
+        return not self.draining and not self.waiting_for
+
+    @property
+    def waiting_for(self) -> list[str]:
+        """Names of the models that cannot answer now."""
+        return [model for model, upstream in self.upstreams if upstream.backend.state is not BackendState.READY]
+
+    def describe(self) -> dict[str, Any]:
+        """The JSON of /readyz."""
+        status = "draining" if self.draining else "ready" if self.ready else "not_ready"
+        models = [_describe(model, upstream) for model, upstream in self.upstreams]
+        report: dict[str, Any] = {"status": status, "models": models}
+        if status == "not_ready":
+            report["reason"] = f"These models cannot answer now: {', '.join(self.waiting_for)}."
+        return report
+
+
+def _describe(model: str, upstream: Upstream) -> dict[str, Any]:
+    backend = upstream.backend
+    about: dict[str, Any] = {"model": model, "backend": backend.name, "state": str(backend.state)}
+    about["in_flight"] = upstream.in_flight
+    # Engines launched here know how far they have loaded and why they could not; remote ones will not.
+    if backend.state is BackendState.STARTING:
+        about["progress"] = round(float(getattr(backend, "progress", 0.0)), 3)
+    failure = getattr(backend, "failure", "")
+    if failure and backend.state is not BackendState.READY:
+        about["failure"] = failure
+    return about
+
+
+def routes(readiness: Readiness, version: str) -> APIRouter:
+    """/livez (200 while the event loop turns), /readyz and /health (503 until ready), /version."""
+    router = APIRouter()
+
+    @router.api_route("/livez", methods=_METHODS)
+    async def livez() -> JSONResponse:
+        return JSONResponse({"status": "ok"})
+
+    @router.api_route("/readyz", methods=_METHODS)
+    async def readyz() -> JSONResponse:
+        return JSONResponse(readiness.describe(), 200 if readiness.ready else 503)
+
+    @router.api_route("/health", methods=_METHODS)
+    async def health() -> JSONResponse:
+        summary = {"status": readiness.describe()["status"], "waiting_for": readiness.waiting_for}
+        return JSONResponse(summary, 200 if readiness.ready else 503)
+
+    @router.api_route("/version", methods=_METHODS)
+    async def show_version() -> JSONResponse:
+        return JSONResponse({"version": version})
+
+    return router
+
+
+async def announce(readiness: Readiness, interval_seconds: float = 0.1) -> None:
+    """Logs every change of a model's state, until cancelled. Polls: states change a few times in a process's life."""
+    seen = {model: BackendState.STARTING for model, _ in readiness.upstreams}
+    began = dict.fromkeys(seen, monotonic())
+    while True:
+        for model, upstream in readiness.upstreams:
+            state = upstream.backend.state
+            if state is not seen[model]:
+                _announce(model, upstream, state, monotonic() - began[model])
+                seen[model], began[model] = state, monotonic()
+        await asyncio.sleep(interval_seconds)
+
+
+def _announce(model: str, upstream: Upstream, state: BackendState, took_seconds: float) -> None:
+    if state is BackendState.READY:
+        logger.info("model %s is ready after %.1f s", model, took_seconds)
+    elif state is BackendState.FAILED:
+        cause = getattr(upstream.backend, "failure", "") or "the engine ended"
+        logger.error("model %s cannot be served: %s", model, cause)
+    else:
+        logger.info("model %s is %s", model, state)

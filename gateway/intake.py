@@ -1,0 +1,156 @@
+"""A request body becomes an InferenceRequest: bytes counted while they stream in, the envelope decoded, nothing else.
+
+The one pass over the JSON costs 4 µs for 0.4 KB, 15 µs for 5 KB, 95 µs for 37 KB (json's C scanner; a pydantic-core
+envelope is 2x faster alone, but blind to duplicate keys, and looking for those costs more than it saves).
+Neighbours: dataplane.py (calls this), errors.py (what a refusal looks like).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from backends.base import InferenceRequest, Operation
+from gateway.errors import BodyTooLarge, ClientGone, InvalidBody, UnsupportedMedia
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+# A prompt of any length has few brackets; ten megabytes of them cost seconds and half a gigabyte to decode.
+MAX_BRACKETS = 200_000
+
+_ENVELOPE = frozenset({"model", "stream", "stream_options"})
+
+
+def _refuse_constant(name: str) -> None:
+    raise InvalidBody(f"The body is not valid JSON: {name} is not a JSON number.")
+
+
+# Objects arrive as tuples of pairs, arrays as lists: duplicate keys stay visible, and telling them apart is free.
+_DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_refuse_constant)
+
+
+def check_headers(content_type: bytes, content_encoding: bytes, content_length: bytes, max_body_bytes: int) -> None:
+    """Raises UnsupportedMedia or BodyTooLarge before a byte of the body is read.
+
+    Only application/json passes: a browser sends any other type across origins without asking first.
+    """
+    if content_type != b"application/json":
+        kind, _, charset = content_type.lower().partition(b";")
+        if kind.strip() != b"application/json":
+            raise UnsupportedMedia("Content-Type must be application/json.")
+        if charset and charset.strip().replace(b'"', b"") not in (b"charset=utf-8", b"charset=utf8"):
+            raise UnsupportedMedia("The only charset of JSON is utf-8.")
+    if content_encoding and content_encoding.lower() != b"identity":
+        raise UnsupportedMedia("Compressed request bodies are not accepted.")
+    if content_length and content_length.isdigit() and int(content_length[:20]) > max_body_bytes:
+        raise too_large(max_body_bytes)
+
+
+def too_large(max_body_bytes: int) -> BodyTooLarge:
+    """The refusal, with the limit in words."""
+    return BodyTooLarge(f"The request body is larger than {max_body_bytes} bytes (server.max_body_bytes).")
+
+
+async def read_body(receive: Receive, max_body_bytes: int) -> bytes:
+    """The whole body. Raises BodyTooLarge as soon as the limit is passed, whatever Content-Length said, and ClientGone.
+
+    Has no clock of its own: the caller bounds the time.
+    """
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientGone("The client left while sending its request.")
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body"):
+        if len(body) > max_body_bytes:
+            raise too_large(max_body_bytes)
+        return body
+    parts = bytearray(body)
+    while message.get("more_body"):
+        if len(parts) > max_body_bytes:
+            raise too_large(max_body_bytes)
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone("The client left while sending its request.")
+        parts += message.get("body", b"")
+    if len(parts) > max_body_bytes:
+        raise too_large(max_body_bytes)
+    return bytes(parts)
+
+
+def decode(body: bytes, operation: Operation, request_id: str) -> InferenceRequest:
+    """The request that `body` asks for. Raises InvalidBody naming the field; never anything else."""
+    envelope = _envelope(_parse(body))
+    model = envelope.get("model")
+    if not isinstance(model, str) or not model:
+        what = "should be a non-empty string" if "model" in envelope else "is missing"
+        raise InvalidBody(f"`model` {what}.", param="model")
+    stream = envelope.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise InvalidBody("`stream` should be true or false.", param="stream")
+    include_usage = _include_usage(envelope.get("stream_options"), bool(stream))
+    return InferenceRequest(operation, model, body, bool(stream), request_id, include_usage)
+
+
+def _parse(body: bytes) -> tuple[tuple[str, Any], ...]:
+    if len(body) > MAX_BRACKETS and body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
+        raise InvalidBody(f"The body has more than {MAX_BRACKETS} arrays and objects.")
+    try:
+        document = _DECODER.decode(body.decode())
+    except UnicodeDecodeError as error:
+        raise InvalidBody(f"The body is not valid UTF-8 (byte {error.start}).") from None
+    except json.JSONDecodeError as error:
+        what = "it starts with a byte order mark" if body.startswith(b"\xef\xbb\xbf") else error.msg
+        raise InvalidBody(f"The body is not valid JSON: {what} (line {error.lineno}, column {error.colno}).") from None
+    except RecursionError:
+        raise InvalidBody("The body is nested too deeply.") from None
+    except ValueError:
+        # Python refuses to convert integers of more than 4300 digits.
+        raise InvalidBody("The body holds a number with too many digits.") from None
+    if not isinstance(document, tuple):
+        raise InvalidBody("The body should be a JSON object.")
+    # Half a surrogate pair cannot become text again anywhere behind us.
+    if b"\\u" in body and _has_lone_surrogate(document):
+        raise InvalidBody("The body holds half of a surrogate pair (\\ud800 to \\udfff), which is not text.")
+    return document
+
+
+def _has_lone_surrogate(document: Any) -> bool:
+    waiting = [document]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                return True
+        elif isinstance(value, tuple | list):
+            waiting.extend(value)
+    return False
+
+
+def _envelope(document: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """The envelope's fields. What one reader takes for `model` another must not take for something else: a field given
+    twice, or once more in other letters (some JSON readers ignore case), is refused."""
+    found: dict[str, Any] = {}
+    for key, value in document:
+        if key in _ENVELOPE:
+            if key in found:
+                raise InvalidBody(f"`{key}` is given twice.", param=key)
+            found[key] = value
+        elif key.lower() in _ENVELOPE:
+            raise InvalidBody(f"`{key}` should be written `{key.lower()}`.", param=key.lower())
+    return found
+
+
+def _include_usage(options: Any, stream: bool) -> bool:
+    if options is None:
+        return False
+    if not isinstance(options, tuple):
+        raise InvalidBody("`stream_options` should be an object.", param="stream_options")
+    if not stream:
+        raise InvalidBody("`stream_options` is only allowed with `stream`: true.", param="stream_options")
+    include_usage = dict(options).get("include_usage")
+    if include_usage is not None and not isinstance(include_usage, bool):
+        raise InvalidBody("`stream_options.include_usage` should be true or false.", param="stream_options")
+    return bool(include_usage)

@@ -1,0 +1,127 @@
+"""What the gateway writes: batched JSON access lines, and the few lines a person at a terminal wants to see.
+
+Neither ever holds a body, a header value or a name the client made up. Neighbours: relay.py (one line per request),
+server.py (chooses the streams).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, TextIO
+
+FLUSH_LINES = 128
+FLUSH_SECONDS = 0.25
+
+# Names that come from the configuration, as JSON: encoded once each, not once per line.
+_quoted = lru_cache(maxsize=4096)(json.dumps)
+
+
+class AccessLog:
+    """Collects lines and writes them 128 at a time, or a quarter of a second after the first of a batch.
+
+    `write` gets whole lines and belongs to the caller, who calls `flush` before closing what is behind it.
+    """
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write = write
+        self._lines: list[str] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._second = 0
+        self._stamp = ""
+
+    def add(
+        self,
+        *,
+        request_id: str,
+        operation: str,
+        model: str,
+        backend: str,
+        reason: str,
+        status: int,
+        code: str,
+        stream: bool,
+        duration_seconds: float,
+        first_byte_seconds: float | None,
+        bytes_in: int,
+        bytes_out: int,
+        prompt_tokens: int,
+        completion_tokens: int,
+    ) -> None:
+        """One finished request. `code` is the error code, empty for success; `request_id` is of the safe alphabet."""
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        first = "null" if first_byte_seconds is None else f"{first_byte_seconds * 1000:.1f}"
+        self._append(
+            f'{{"time":"{self._stamp}.{int((now - second) * 1000):03d}Z","event":"request","request_id":"{request_id}",'
+            f'"operation":"{operation}","model":{_quoted(model)},"backend":{_quoted(backend)},'
+            f'"reason":{_quoted(reason)},"status":{status},"code":"{code}","stream":{"true" if stream else "false"},'
+            f'"duration_ms":{duration_seconds * 1000:.1f},"first_byte_ms":{first},"bytes_in":{bytes_in},'
+            f'"bytes_out":{bytes_out},"prompt_tokens":{prompt_tokens},"completion_tokens":{completion_tokens}}}\n'
+        )
+
+    def _append(self, line: str) -> None:
+        self._lines.append(line)
+        if len(self._lines) >= FLUSH_LINES:
+            self.flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+
+    def flush(self) -> None:
+        """Writes what is collected, now."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._lines:
+            text = "".join(self._lines)
+            self._lines.clear()
+            self._write(text)
+
+
+def writer(stream: TextIO) -> Callable[[str], None]:
+    """Writes and flushes; a reader that has gone away (a closed pipe) costs its lines and nothing else."""
+
+    def write(text: str) -> None:
+        try:
+            stream.write(text)
+            stream.flush()
+        except (BrokenPipeError, ValueError):
+            pass
+
+    return write
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {"time": f"{stamp}.{int(record.msecs):03d}Z", "event": "log"}
+        line |= {"level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def configure(level: int = logging.INFO, stream: TextIO | None = None) -> None:
+    """Points the logging of the whole process at stderr: plain lines on a terminal, JSON lines elsewhere.
+
+    Does nothing to loggers that already have handlers of their own.
+    """
+    stream = stream or sys.stderr
+    handler = logging.StreamHandler(stream)
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
+    handler.setFormatter(plain if stream.isatty() else _JsonFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    # uvicorn says "Exception in ASGI application" whenever the relay cuts a connection on purpose; what matters of
+    # that is logged here. httpx would log the address of every call.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -1,0 +1,68 @@
+"""What every request passes before anything else looks at it: the Host header and the number of header fields.
+
+Neighbours: dataplane.py (calls this), listener.py (bounds the bytes of a header while it arrives).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Sequence
+
+from gateway.errors import HostRefused, TooManyHeaders
+
+MAX_HEADER_FIELDS = 100
+
+_HOST = re.compile(rb"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{1,5})?")
+_REMEMBERED_HOSTS = 64
+
+
+class HostGuard:
+    """Answers only requests that mean this listener.
+
+    A web page can point its own name at 127.0.0.1 (DNS rebinding) and then talk to a loopback service as same-origin;
+    its requests still carry its name in Host. So on a loopback address Host must be a loopback name or address, or one
+    of `allowed`; elsewhere it must be well-formed.
+    """
+
+    def __init__(self, listen_host: str, allowed: Iterable[str]) -> None:
+        self._only_local = is_loopback(listen_host)
+        self._allowed = {name.lower() for name in allowed}
+        self._good: set[bytes] = set()
+
+    def check(self, headers: Sequence[tuple[bytes, bytes]], http_version: str) -> None:
+        """Raises HostRefused or TooManyHeaders."""
+        if len(headers) > MAX_HEADER_FIELDS:
+            raise TooManyHeaders(f"More than {MAX_HEADER_FIELDS} header fields.")
+        hosts = [value for name, value in headers if name == b"host"]
+        if len(hosts) == 1 and hosts[0] in self._good:
+            return
+        if len(hosts) != 1:
+            if not hosts and http_version == "1.0":
+                return
+            raise HostRefused("Exactly one Host header is needed.")
+        self._check(hosts[0])
+        if len(self._good) < _REMEMBERED_HOSTS:
+            self._good.add(hosts[0])
+
+    def _check(self, host: bytes) -> None:
+        match = _HOST.fullmatch(host)
+        if match is None:
+            raise HostRefused("The Host header is malformed.")
+        name = match["name"].decode().lower()
+        if self._only_local and not is_loopback(name) and name not in self._allowed:
+            raise HostRefused(
+                "This gateway listens on a loopback address and answers only to localhost; "
+                "server.allowed_hosts in the configuration adds further names."
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address (IPv6 with or without brackets) can only mean this machine."""
+    name = host.strip("[]").lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

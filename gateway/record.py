@@ -1,0 +1,76 @@
+"""What is known about one request, and the one place where it turns into metrics and an access line.
+
+Neighbours: relay.py (fills a Record), metrics.py, log.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+
+from backends.base import Operation, Usage
+from gateway.errors import ClientGone, row_for
+from gateway.log import AccessLog
+from gateway.metrics import UNKNOWN_MODEL, Metrics
+
+
+@dataclass(slots=True)
+class Record:
+    """One request while it runs. Times are `perf_counter` seconds; `model` and `backend` are configured names only."""
+
+    operation: Operation
+    request_id: str
+    started: float
+    model: str = UNKNOWN_MODEL
+    backend: str = ""
+    reason: str = ""
+    stream: bool = False
+    stage: str = "body"
+    status: int = 0
+    error: BaseException | None = None
+    first_byte: float | None = None
+    overhead_seconds: float = 0.0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    usage: Usage | None = None
+
+
+class Journal:
+    """Settles every request exactly once."""
+
+    def __init__(self, metrics: Metrics, access_log: AccessLog) -> None:
+        self._metrics = metrics
+        self._access_log = access_log
+
+    def settle(self, record: Record) -> None:
+        """Counts and logs a request that is over, however it ended."""
+        duration_seconds = perf_counter() - record.started
+        series = self._metrics.series(record.model, record.backend)
+        series.count(record.operation, record.status, duration_seconds)
+        first_byte_seconds = None
+        if record.first_byte is not None:
+            first_byte_seconds = record.first_byte - record.started
+            series.overhead.observe(record.overhead_seconds)
+            if record.stream:
+                series.first_token.observe(first_byte_seconds)
+        if isinstance(record.error, ClientGone):
+            self._metrics.cancelled[record.stage] += 1
+        usage = record.usage
+        if usage is not None:
+            series.add_usage(usage)
+        self._access_log.add(
+            request_id=record.request_id,
+            operation=record.operation,
+            model=record.model,
+            backend=record.backend,
+            reason=record.reason,
+            status=record.status,
+            code="" if record.error is None else row_for(record.error).code,
+            stream=record.stream,
+            duration_seconds=duration_seconds,
+            first_byte_seconds=first_byte_seconds,
+            bytes_in=record.bytes_in,
+            bytes_out=record.bytes_out,
+            prompt_tokens=usage.prompt_tokens if usage is not None else 0,
+            completion_tokens=usage.completion_tokens if usage is not None else 0,
+        )

@@ -1,0 +1,185 @@
+"""Runs the gateway on uvicorn: bind, banner, drain, exit code.
+
+Neighbours: app.py (what is run), listener.py (the protocol), cli/serve.py (the caller).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+
+import uvicorn
+
+from config.schema import Settings
+from gateway import log
+from gateway.app import create_app
+from gateway.dataplane import DataPlane
+from gateway.listener import connection_class
+from gateway.middleware import is_loopback
+
+# Longer than the idle time of the load balancers in front (60 s is usual): the side that may reuse a connection
+# should be the one that closes it.
+KEEP_ALIVE_SECONDS = 75
+BACKLOG = 2048
+
+logger = logging.getLogger("upshift")
+
+
+class ListenError(Exception):
+    """The address cannot be listened on. The message says which and why."""
+
+
+def serve(settings: Settings) -> int:
+    """Serves until SIGTERM or SIGINT; returns the process's exit code: 0 after a drain, 1 where a second signal cut
+    it short. Raises ListenError before anything is started."""
+    sockets = bind(settings.server.host, settings.server.port)
+    log.configure()
+    _raise_file_limit()
+    access_log = log.AccessLog(log.writer(sys.stdout))
+    app = create_app(settings, access_log=access_log)
+    port = sockets[0].getsockname()[1]
+    server = GatewayServer(settings, app, lambda: _announce(settings, port))
+    server.run(sockets=sockets)
+    return 1 if server.force_exit else 0
+
+
+class GatewayServer(uvicorn.Server):
+    """uvicorn with our signals: the first begins the drain, the second ends it. `on_listening` is called once."""
+
+    def __init__(self, settings: Settings, app: DataPlane, on_listening: Callable[[], None]) -> None:
+        self._app = app
+        self._on_listening = on_listening
+        self._drain_seconds = settings.server.drain_seconds
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="uvloop",
+                http=connection_class(settings.server.max_connections),
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                # uvicorn takes whole seconds only by its annotation; it hands the value to asyncio.wait_for.
+                timeout_graceful_shutdown=settings.server.drain_seconds,  # type: ignore[arg-type]
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's, and then the banner."""
+        await super().startup(sockets=sockets)
+        self._on_listening()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own raises the signal again after a clean shutdown, which would end the process by the signal
+        where an exit code of 0 is due."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+        for number in signals:
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        if self.should_exit:
+            self.force_exit = True
+            return
+        self._app.readiness.draining = True
+        self.should_exit = True
+        running = sum(upstream.in_flight for _, upstream in self._app.readiness.upstreams)
+        logger.info(
+            "stopping: %d answers are running and have %g s to finish; a second signal stops at once",
+            running,
+            self._drain_seconds,
+        )
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Listening sockets on every address that `host` names (localhost is IPv4 and IPv6). Raises ListenError.
+
+    Bound before engines are started, so that a second gateway on the port ends at once and leaves nothing behind.
+    """
+    where = f"{host}:{port}"
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise ListenError(f"cannot listen on {where}: {error.strerror}") from error
+    sockets: list[socket.socket] = []
+    for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+        # With port 0 the first socket's choice holds for all.
+        chosen = sockets[0].getsockname()[1] if sockets and port == 0 else port
+        try:
+            sockets.append(_listen(family, (address[0], chosen)))
+        except OSError as error:
+            if sockets and isinstance(error, OSError) and family == socket.AF_INET6:
+                continue  # a machine may have IPv6 in its hosts file and not on its interfaces
+            for bound in sockets:
+                bound.close()
+            hint = "; another program uses it, choose a different one with --port" if error.errno == 98 else ""
+            raise ListenError(f"cannot listen on {where}: {error.strerror}{hint}") from error
+    return sockets
+
+
+def _listen(family: int, address: tuple[object, ...]) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _raise_file_limit() -> None:
+    """Two descriptors per stream: the usual soft limit of 1024 ends at 500 clients."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _announce(settings: Settings, port: int) -> None:
+    host = settings.server.host
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
+    url = f"http://{shown}:{port}"
+    if sys.stderr.isatty():
+        sys.stderr.write(banner(settings, url))
+    else:
+        logger.info("listening on %s, models: %s", url, ", ".join(model.name for model in settings.models))
+    if not is_loopback(host):
+        logger.warning(
+            "%s is reachable from other machines, and there are no keys: whoever reaches it may use it", host
+        )
+
+
+def banner(settings: Settings, url: str) -> str:
+    """What a person at a terminal reads first: where, what, and a command to try."""
+    lines = [f"Upshift {version('upshift')} listens on {url}/v1"]
+    for model in settings.models:
+        also = f"  (also {', '.join(model.aliases)})" if model.aliases else ""
+        lines.append(f"  {model.name:<24} {model.gguf.source}{also}")
+    body = f'{{"model":"{settings.models[0].name}","stream":true,"messages":[{{"role":"user","content":"Hello!"}}]}}'
+    lines += [
+        "Try it:",
+        f"  curl -N {url}/v1/chat/completions -H 'content-type: application/json' \\",
+        f"    -d '{body}'",
+    ]
+    return "\n".join([*lines, "Ctrl-C stops it.", ""])

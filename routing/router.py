@@ -1,0 +1,73 @@
+"""Sends a request to an upstream of its model and counts it there until its response is closed.
+
+Every model has one upstream so far, so the decision is a foregone one; it is recorded all the same, for
+`x-upshift-reason`. Neighbours: catalog.py (name to pool), upstream.py (the count), backends/base.py (the call).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from backends.base import BackendResponse, InferenceRequest
+from routing.catalog import ModelCatalog
+from routing.upstream import Upstream
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Which upstreams may serve a request, best first, and why: one word, safe in a header and as a metric label."""
+
+    upstreams: tuple[Upstream, ...]
+    reason: str
+
+
+@dataclass(slots=True)
+class Routed:
+    """An answer that has begun. Whoever holds it must await `response.aclose()`; until then it counts as in flight."""
+
+    response: BackendResponse
+    upstream: Upstream
+    decision: Decision
+
+
+class Router:
+    """Dispatches over the pools of one catalog."""
+
+    def __init__(self, catalog: ModelCatalog) -> None:
+        self.catalog = catalog
+
+    async def dispatch(self, request: InferenceRequest) -> Routed:
+        """Returns once an upstream has answered with headers. Raises ModelNotFound or the upstream's BackendError;
+        after an error or a cancellation nothing is left in flight."""
+        decision = Decision(self.catalog.resolve(request.model).upstreams, "only")
+        upstream = decision.upstreams[0]
+        upstream.in_flight += 1
+        try:
+            response = await upstream.backend.send(request)
+        except BaseException:
+            upstream.in_flight -= 1
+            raise
+        counted = BackendResponse(response.status, response.headers, response.chunks, _Lease(upstream, response.close))
+        return Routed(counted, upstream, decision)
+
+
+class _Lease:
+    """One place in an upstream's count, given up when the response is closed: once, however often that is asked."""
+
+    __slots__ = ("_close", "_held", "_upstream")
+
+    def __init__(self, upstream: Upstream, close: Callable[[], Awaitable[None]]) -> None:
+        self._upstream = upstream
+        self._close = close
+        self._held = True
+
+    async def __call__(self) -> None:
+        try:
+            await self._close()
+        finally:
+            # After the engine was told, not before: the count is what the engine has to carry. And even when telling
+            # it failed: a leaked count would keep traffic away from this upstream for ever.
+            if self._held:
+                self._held = False
+                self._upstream.in_flight -= 1

@@ -1,0 +1,97 @@
+"""A process that keeps the engine contract and misbehaves on request. Raw sockets and few imports: it starts quickly.
+
+    python fake_engine.py SOCKET [loading] [stubborn] [silent] [child] [fail=CODE] [signal=NUMBER] [print=TEXT]
+
+GET /health is 503 with progress 0.42 while `loading`, until POST /loaded. POST /v1/chat/completions with "stream": true
+sends one event and then waits until its connection closes; any other POST answers {"ok": true}.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+
+READY = b'{"status":"ok"}'
+LOADING = b'{"status":"loading","progress":0.42}'
+EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"Hel"}}]}\n\n'
+
+
+def main(socket_path: str, modes: list[str]) -> None:
+    for mode in modes:
+        name, _, value = mode.partition("=")
+        if name == "print":
+            print(value.replace("\\n", "\n").replace("\\e", "\x1b"), flush=True)
+        elif name == "fail":
+            print("upshift engine: error: the file is no GGUF file", file=sys.stderr, flush=True)
+            sys.exit(int(value))
+        elif name == "signal":
+            os.kill(os.getpid(), int(value))
+        elif name == "child":
+            _leave_a_child()
+    if "stubborn" in modes:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    if "silent" in modes:
+        signal.pause()
+    loaded = threading.Event()
+    if "loading" not in modes:
+        loaded.set()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(socket_path)
+    listener.listen()
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=_serve, args=(connection, loaded), daemon=True).start()
+
+
+def _leave_a_child() -> None:
+    """A process of our group that holds our output open and would live for ever."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        os.write(write_end, b".")
+        while True:
+            signal.pause()
+    os.read(read_end, 1)
+    print(f"child {pid}", flush=True)
+
+
+def _exit_with_parent() -> None:
+    while os.read(0, 1024):
+        pass
+    os._exit(0)
+
+
+def _serve(connection: socket.socket, loaded: threading.Event) -> None:
+    stream = connection.makefile("rb")
+    while request_line := stream.readline():
+        length = 0
+        while (line := stream.readline()) not in (b"\r\n", b""):
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                length = int(value)
+        body = stream.read(length)
+        if request_line.startswith(b"GET /health "):
+            _answer(connection, b"200 OK" if loaded.is_set() else b"503 Loading", READY if loaded.is_set() else LOADING)
+        elif b'"stream": true' in body:
+            head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+            connection.sendall(head + b"%x\r\n%b\r\n" % (len(EVENT), EVENT))
+        else:
+            if request_line.startswith(b"POST /loaded "):
+                loaded.set()
+            _answer(connection, b"200 OK", b'{"ok": true}')
+
+
+def _answer(connection: socket.socket, status: bytes, body: bytes) -> None:
+    head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (status, len(body))
+    connection.sendall(head + body)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

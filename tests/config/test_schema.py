@@ -1,0 +1,56 @@
+"""The tree's own rules; texts and places of problems are test_load.py's."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from config.schema import GgufSettings, ModelSettings, ServerSettings, Settings
+
+
+def model(name: str, *aliases: str) -> ModelSettings:
+    return ModelSettings(name=name, aliases=aliases, gguf=GgufSettings(source="demo"))
+
+
+def test_defaults_serve_the_demo_model_on_loopback() -> None:
+    settings = Settings()
+    assert (settings.server.host, settings.server.port) == ("127.0.0.1", 8484)
+    assert [(m.name, m.gguf.source) for m in settings.models] == [("demo", "demo")]
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().server.port = 1
+
+
+@pytest.mark.parametrize("name", ["llama3", "llama3:8b", "org/Model-1.5_q4@main", "7b", "x" * 128])
+def test_names_that_people_use_are_accepted(name: str) -> None:
+    assert model(name).name == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", "a b", "a\nb", "a\x00", "é", "-a", "../x", "x" * 129, "a\n"], ids=lambda name: repr(name)[:12]
+)
+def test_names_that_break_headers_or_labels_are_refused(name: str) -> None:
+    with pytest.raises(ValidationError):
+        model(name)
+
+
+@pytest.mark.parametrize(
+    "models",
+    [(model("a"), model("a")), (model("a"), model("b", "a")), (model("a", "b"), model("b")), (model("a", "a"),)],
+    ids=["two names", "alias of another's name", "name of another's alias", "alias of its own name"],
+)
+def test_one_name_belongs_to_one_model(models: tuple[ModelSettings, ...]) -> None:
+    with pytest.raises(ValidationError, match="already used by"):
+        Settings(models=models)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"port": 65536}, {"port": True}, {"port": "80"}, {"drain_seconds": float("nan")}, {"max_body_bytes": 0}],
+    ids=str,
+)
+def test_numbers_have_bounds_and_a_type(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        ServerSettings.model_validate(values)

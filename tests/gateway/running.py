@@ -1,0 +1,177 @@
+"""The gateway on a real loopback socket, with fakes behind the Backend seam, inside the test's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import uvicorn
+from uvicorn.server import ServerState
+
+from config.schema import GgufSettings, ModelSettings, ServerSettings, Settings
+from gateway.app import create_app
+from gateway.dataplane import DataPlane
+from gateway.health import Readiness
+from gateway.listener import connection_class
+from gateway.log import AccessLog
+from routing.upstream import Upstream
+from tests.fakes import FakeBackend
+
+CHAT = "/v1/chat/completions"
+JSON = {"content-type": "application/json"}
+
+
+@dataclass
+class Gateway:
+    """A running gateway and what tests ask it about. `written` is its access log's text."""
+
+    app: DataPlane
+    port: int
+    client: httpx.AsyncClient
+    state: ServerState
+    access_log: AccessLog
+    written: list[str] = field(default_factory=list)
+
+    @property
+    def readiness(self) -> Readiness:
+        return self.app.readiness
+
+    @property
+    def upstream(self) -> Upstream:
+        return self.readiness.upstreams[0][1]
+
+    async def chat(self, **fields: Any) -> httpx.Response:
+        """One chat call, read to its end."""
+        return await self.client.post(CHAT, json=body(**fields))
+
+    async def settled(self) -> None:
+        """Returns when no request is running any more."""
+        async with asyncio.timeout(5):
+            while self.state.tasks:
+                await asyncio.wait(self.state.tasks)
+
+    def disconnect(self) -> None:
+        """Cuts every connection, as a client's end of them would."""
+        for connection in list(self.state.connections):
+            connection.connection_lost(None)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The access log so far."""
+        self.access_log.flush()
+        return [json.loads(line) for line in "".join(self.written).splitlines()]
+
+    async def metric(self, name: str, **labels: str) -> float | None:
+        """One sample of /metrics; None where there is none with exactly these labels."""
+        for line in await self.samples(name):
+            sample, _, value = line.rpartition(" ")
+            if _labels(sample) == labels:
+                return float(value)
+        return None
+
+    async def samples(self, name: str) -> list[str]:
+        """All lines of /metrics with this name."""
+        text = (await self.client.get("/metrics")).text
+        return [line for line in text.splitlines() if line.startswith((name + "{", name + " "))]
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """A bare socket, for what no HTTP client would send."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            async with asyncio.timeout(10):
+                yield reader, writer
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def raw(self, sent: bytes) -> bytes:
+        """Sends bytes and returns everything until the gateway closes."""
+        async with self.connection() as (reader, writer):
+            writer.write(sent)
+            return await reader.read()
+
+
+def _labels(sample: str) -> dict[str, str]:
+    inside = sample.partition("{")[2].rstrip("}")
+    return {name: value.strip('"') for name, _, value in (pair.partition("=") for pair in inside.split(",") if pair)}
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    """A chat request's JSON."""
+    return {"model": "fake", "messages": [{"role": "user", "content": "Hi"}], **fields}
+
+
+def request(payload: bytes | None = None, *headers: str, path: str = CHAT, method: str = "POST") -> bytes:
+    """The bytes of a request as a client would send it."""
+    payload = json.dumps(body()).encode() if payload is None else payload
+    lines = [f"{method} {path} HTTP/1.1", "host: localhost", "content-type: application/json"]
+    lines += headers or [f"content-length: {len(payload)}"]
+    return "\r\n".join([*lines, "", ""]).encode() + payload
+
+
+@contextlib.asynccontextmanager
+async def serving(*backends: FakeBackend, **server: Any) -> AsyncIterator[Gateway]:
+    """A gateway in front of `backends`, one model per backend and called like it; "alias" is one more name of the
+    first. `server` are settings of the listener."""
+    models = [_model(backend.name, *(["alias"] if backend is backends[0] else [])) for backend in backends]
+    by_name = {backend.name: backend for backend in backends}
+    settings = Settings(server=ServerSettings(port=0, **server), models=tuple(models))
+    written: list[str] = []
+    access_log = AccessLog(written.append)
+    app = create_app(settings, make_backend=lambda model: by_name[model.name], access_log=access_log)
+    async with _lifespan(app), _listening(app, settings.server.max_connections) as (port, state):
+        address = f"http://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=address, verify=False, trust_env=False, timeout=10) as client:  # noqa: S501
+            yield Gateway(app, port, client, state, access_log, written)
+
+
+def _model(name: str, *aliases: str) -> ModelSettings:
+    return ModelSettings(name=name, aliases=aliases, context_tokens=4096, gguf=GgufSettings(source="demo"))
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: DataPlane) -> AsyncIterator[None]:
+    started = asyncio.Event()
+    ending: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    ending.put_nowait({"type": "lifespan.startup"})
+
+    async def send(message: Any) -> None:
+        assert not message["type"].endswith("failed"), message
+        started.set()
+
+    task = asyncio.create_task(app({"type": "lifespan", "asgi": {"version": "3.0"}}, ending.get, send))
+    async with asyncio.timeout(10):
+        await started.wait()
+    try:
+        yield
+    finally:
+        ending.put_nowait({"type": "lifespan.shutdown"})
+        await task
+
+
+@contextlib.asynccontextmanager
+async def _listening(app: DataPlane, max_connections: int) -> AsyncIterator[tuple[int, ServerState]]:
+    """What uvicorn's Server does, without its ticking: a test should not wait a tenth of a second to end."""
+    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", http=connection_class(max_connections))
+    config.load()
+    state = ServerState()
+    protocol: Any = config.http_protocol_class
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: protocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1], state
+    finally:
+        server.close()
+        for connection in list(state.connections):
+            connection.transport.abort()
+        if state.tasks:
+            _, stuck = await asyncio.wait(state.tasks, timeout=5)
+            for task in stuck:
+                task.cancel()
+            assert not stuck, "a request outlived its client"

@@ -1,0 +1,194 @@
+"""What a body must be before anybody else sees it. None of these may ever become a 500."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import MutableMapping
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backends.base import Operation
+from gateway.errors import BodyTooLarge, ClientGone, InvalidBody, UnsupportedMedia
+from gateway.intake import MAX_BRACKETS, Receive, check_headers, decode, read_body
+
+
+def chat(body: bytes) -> Any:
+    return decode(body, Operation.CHAT, "r1")
+
+
+def test_body_is_kept_as_it_came() -> None:
+    body = b'{ "model": "m",\t"stream": true, "stream_options": {"include_usage": true}, "x": [1.50, "\\u00e9"] }'
+    request = chat(body)
+    assert request.body is body
+    assert (request.model, request.stream, request.include_usage) == ("m", True, True)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"stream": None}, {"stream": False}, {"stream_options": None}, {"stream": None, "stream_options": None}],
+    ids=str,
+)
+def test_not_streaming_is_the_default(fields: dict[str, Any]) -> None:
+    request = chat(json.dumps({"model": "m", **fields}).encode())
+    assert (request.stream, request.include_usage) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "text"),
+    [
+        (b"", None, "not valid JSON"),
+        (b"{", None, "not valid JSON"),
+        (b"{'model': 'm'}", None, "not valid JSON"),
+        (b'{"model":"m"} x', None, "not valid JSON"),
+        (b'{"model":"m",}', None, "not valid JSON"),
+        (b'\xef\xbb\xbf{"model":"m"}', None, "byte order mark"),
+        (b'{"model":"m","x":"\xff"}', None, "not valid UTF-8"),
+        ('{"model":"m"}'.encode("utf-16"), None, "not valid UTF-8"),
+        (b'{"model":"m","x":"\x00"}', None, "not valid JSON"),
+        (b'{"model":"m","x":NaN}', None, "NaN"),
+        (b'{"model":"m","x":[-Infinity]}', None, "-Infinity"),
+        (b'{"model":"m","x":' + b"9" * 5000 + b"}", None, "too many digits"),
+        (b'{"model":"m","x":' + b"[" * 100_000, None, "nested too deeply"),
+        (b'{"model":"m","x":' + b'{"a":' * 100_000, None, "nested too deeply"),
+        (b'{"model":"m","x":[' + b"[]," * MAX_BRACKETS + b"1]}", None, "arrays and objects"),
+        (b'{"model":"m","x":["\\ud800"]}', None, "surrogate"),
+        (b'{"model":"m","\\udc00":1}', None, "surrogate"),
+        (b'{"model":"\\ud83d"}', None, "surrogate"),
+        (b"[]", None, "JSON object"),
+        (b'"model"', None, "JSON object"),
+        (b"null", None, "JSON object"),
+        (b"{}", "model", "is missing"),
+        (b'{"model":null}', "model", "non-empty string"),
+        (b'{"model":""}', "model", "non-empty string"),
+        (b'{"model":7}', "model", "non-empty string"),
+        (b'{"model":["m"]}', "model", "non-empty string"),
+        (b'{"model":"m","stream":"true"}', "stream", "true or false"),
+        (b'{"model":"m","stream":1}', "stream", "true or false"),
+        (b'{"model":"m","model":"m"}', "model", "given twice"),
+        (b'{"model":"m","mod\\u0065l":"n"}', "model", "given twice"),
+        (b'{"model":"m","Model":"n"}', "model", "should be written `model`"),
+        (b'{"MODEL":"m"}', "model", "should be written `model`"),
+        (b'{"model":"m","stream":true,"Stream":false}', "stream", "should be written"),
+        (b'{"model":"m","stream_options":{"include_usage":true}}', "stream_options", "only allowed with"),
+        (b'{"model":"m","stream":true,"stream_options":[]}', "stream_options", "an object"),
+        (b'{"model":"m","stream":true,"stream_options":{"include_usage":"yes"}}', "stream_options", "true or false"),
+    ],
+    ids=lambda value: repr(value)[:36],
+)
+def test_refused_bodies_name_the_field(body: bytes, param: str | None, text: str) -> None:
+    with pytest.raises(InvalidBody, match=text) as caught:
+        chat(body)
+    assert caught.value.param == param
+
+
+def test_whole_surrogate_pairs_and_escaped_backslashes_pass() -> None:
+    assert chat(b'{"model":"m","x":"\\ud83d\\ude00 \\\\ud800"}').model == "m"
+
+
+def test_envelope_words_deeper_down_mean_nothing() -> None:
+    assert chat(b'{"model":"m","x":{"model":1,"model":2,"Stream":"a"}}').model == "m"
+
+
+@given(st.binary(max_size=200) | st.text(alphabet='{}[]":,\\u0dmodelstr NaE+-1', max_size=60).map(str.encode))
+def test_no_bytes_get_past_it_as_anything_but_a_refusal(body: bytes) -> None:
+    with contextlib.suppress(InvalidBody):
+        assert chat(body).model
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=50)
+@given(st.dictionaries(st.text(max_size=8).filter(lambda key: key.lower() not in ("model", "stream")), JSON))
+def test_every_json_object_with_a_model_passes(fields: dict[str, Any]) -> None:
+    body = json.dumps({"model": "m", **fields}, ensure_ascii=False)
+    assert chat(body.encode()).model == "m"
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [b"application/json", b"Application/JSON", b"application/json; charset=utf-8", b'application/json;charset="UTF-8"'],
+    ids=repr,
+)
+def test_json_in_utf8_is_accepted(content_type: bytes) -> None:
+    check_headers(content_type, b"", b"", 10)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "encoding"),
+    [
+        (b"", b""),
+        (b"text/plain", b""),
+        (b"text/plain; application/json", b""),
+        (b"application/x-www-form-urlencoded", b""),
+        (b"multipart/form-data", b""),
+        (b"application/json; charset=latin-1", b""),
+        (b"application/json", b"gzip"),
+    ],
+    ids=repr,
+)
+def test_what_a_browser_sends_without_asking_is_refused(content_type: bytes, encoding: bytes) -> None:
+    with pytest.raises(UnsupportedMedia):
+        check_headers(content_type, encoding, b"", 10)
+
+
+@pytest.mark.parametrize("length", [b"11", b"9" * 19, b"9" * 5000])
+def test_announced_length_is_enough_for_a_refusal(length: bytes) -> None:
+    with pytest.raises(BodyTooLarge):
+        check_headers(b"application/json", b"", length, 10)
+
+
+def receiving(*pieces: bytes | None) -> Receive:
+    """Body pieces as ASGI messages, the last one final; None is the client's leaving."""
+    messages = [
+        {"type": "http.disconnect"}
+        if piece is None
+        else {"type": "http.request", "body": piece, "more_body": number < len(pieces)}
+        for number, piece in enumerate(pieces, 1)
+    ]
+
+    async def receive() -> MutableMapping[str, Any]:
+        await asyncio.sleep(0)
+        return messages.pop(0)
+
+    return receive
+
+
+@pytest.mark.parametrize("pieces", [(b"",), (b"0123456789",), (b"01234", b"56789"), (b"", b"0", b"")], ids=repr)
+async def test_bodies_up_to_the_limit_are_read_whole(pieces: tuple[bytes, ...]) -> None:
+    assert await read_body(receiving(*pieces), 10) == b"".join(pieces)
+
+
+@pytest.mark.parametrize("pieces", [(b"0123456789a",), (b"0123456789", b"a"), (b"0" * 9, b"1" * 9, b"2")], ids=repr)
+async def test_bodies_over_the_limit_are_refused(pieces: tuple[bytes, ...]) -> None:
+    with pytest.raises(BodyTooLarge):
+        await read_body(receiving(*pieces), 10)
+
+
+async def test_reading_stops_as_soon_as_the_limit_is_passed() -> None:
+    endless = {"type": "http.request", "body": b"x" * 4, "more_body": True}
+    reads = 0
+
+    async def receive() -> MutableMapping[str, Any]:
+        nonlocal reads
+        reads += 1
+        return endless
+
+    with pytest.raises(BodyTooLarge):
+        await read_body(receive, 10)
+    assert reads == 3
+
+
+@pytest.mark.parametrize("pieces", [(None,), (b"0", None)], ids=["at once", "halfway"])
+async def test_client_that_leaves_while_sending_is_gone(pieces: tuple[bytes | None, ...]) -> None:
+    with pytest.raises(ClientGone):
+        await read_body(receiving(*pieces), 10)

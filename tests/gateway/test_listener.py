@@ -1,0 +1,168 @@
+"""What arrives on the socket before it is a request, and what never becomes one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from gateway import listener
+from gateway.listener import MAX_HEAD_BYTES
+from tests.fakes import FakeBackend, chat_events
+from tests.gateway.running import CHAT, body, request, serving
+
+EVENTS = chat_events("Hel", "lo")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"nonsense\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET / HTTP/9.9\r\nhost: localhost\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx: a\x00b\r\n\r\n",
+        b"GET /livez HTTP/1.1\nhost: localhost\n\n",
+        b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx: a\r\n b\r\n\r\n",
+        request(b"0\r\n\r\n", "content-length: 5", "transfer-encoding: chunked"),
+        request(b"", "content-length: 5", "content-length: 6"),
+        request(b"", "content-length: -1"),
+        request(b"x\r\n", "transfer-encoding: chunked"),
+        request(b"10000000000000004\r\n", "transfer-encoding: chunked"),
+        request(b"", "transfer-encoding: gzip, nonsense"),
+    ],
+    ids=lambda sent: repr(sent)[:40],
+)
+async def test_what_is_not_http_is_refused_and_closed(sent: bytes) -> None:
+    backend = FakeBackend()
+    async with serving(backend) as gateway:
+        answer = await gateway.raw(sent)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.count(b"HTTP/1.1 ") == 1
+        head, _, content = answer.partition(b"\r\n\r\n")
+        assert b"connection: close" in head
+        assert json.loads(content)["error"]["code"] == "invalid_request"
+        assert backend.requests == []
+
+
+@pytest.mark.parametrize("step", [1000, 10_000_000], ids=["in pieces", "at once"])
+@pytest.mark.parametrize("kind", ["one header", "many headers", "url", "unfinished", "blank lines"])
+async def test_endless_head_is_refused_while_it_arrives(kind: str, step: int) -> None:
+    long = b"a" * MAX_HEAD_BYTES
+    sent = {
+        "one header": b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx: " + long + b"\r\n\r\n",
+        "many headers": b"GET /livez HTTP/1.1\r\nhost: localhost\r\n" + b"x: 1\r\n" * (MAX_HEAD_BYTES // 6) + b"\r\n",
+        "url": b"GET /livez?" + long + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        "unfinished": b"GET /livez HTTP/1.1\r\nx: " + long,
+        "blank lines": b"\r\n" * MAX_HEAD_BYTES,
+    }[kind]
+    async with serving(FakeBackend()) as gateway, gateway.connection() as (reader, writer):
+        for start in range(0, len(sent), step):
+            writer.write(sent[start : start + step])
+            await asyncio.sleep(0)
+        answer = await reader.readuntil(b"}}")
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "headers_too_large"
+
+
+async def test_large_body_behind_a_small_head_in_one_read_is_fine() -> None:
+    content = json.dumps(body(x="a" * 4 * MAX_HEAD_BYTES)).encode()
+    async with serving(FakeBackend()) as gateway, gateway.connection() as (reader, writer):
+        for _ in range(2):
+            writer.write(request(content))
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+            await reader.readuntil(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("earlier", [b"", request()], ids=["first request", "second request"])
+async def test_slow_head_is_given_up(monkeypatch: pytest.MonkeyPatch, earlier: bytes) -> None:
+    monkeypatch.setattr(listener, "HEAD_TIMEOUT_SECONDS", 0.05)
+    async with serving(FakeBackend()) as gateway, gateway.connection() as (reader, writer):
+        if earlier:
+            writer.write(earlier)
+            await reader.readuntil(b"0\r\n\r\n")
+        writer.write(b"GET /livez HTTP/1.1\r\nhost: loc")
+        assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_silent_connection_is_closed_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "HEAD_TIMEOUT_SECONDS", 0.05)
+    async with serving(FakeBackend()) as gateway:
+        assert await gateway.raw(b"") == b""
+
+
+async def test_long_answer_outlives_the_time_for_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "HEAD_TIMEOUT_SECONDS", 0.02)
+    more = asyncio.Event()
+    backend = FakeBackend(script=[EVENTS[0], more, *EVENTS[1:]])
+    async with serving(backend) as gateway, gateway.connection() as (reader, writer):
+        writer.write(request(json.dumps(body(stream=True)).encode()) + b"GET /livez HTT")
+        await reader.readuntil(b"data: ")
+        asyncio.get_running_loop().call_later(0.1, more.set)
+        assert b"data: [DONE]" in await reader.readuntil(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("before", [b"", request()], ids=["alone", "behind a pipelined request"])
+async def test_garbage_behind_a_request_does_not_end_up_in_its_answer(before: bytes) -> None:
+    backend = FakeBackend(script=[EVENTS[0], asyncio.Event()])
+    async with serving(backend) as gateway, gateway.connection() as (reader, writer):
+        writer.write(request(json.dumps(body(stream=True)).encode()))
+        await reader.readuntil(b"data: ")
+        writer.write(before + b"\x00garbage\r\n\r\n")
+        rest = await asyncio.gather(reader.read(), return_exceptions=True)
+        assert b"400" not in (rest[0] if isinstance(rest[0], bytes) else b"")
+        await gateway.settled()
+        assert (gateway.upstream.in_flight, backend.aborted) == (0, 1)
+
+
+async def test_garbage_in_one_read_with_its_request_is_one_refusal() -> None:
+    async with serving(FakeBackend()) as gateway:
+        answer = await gateway.raw(request() + b"\x00garbage\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.count(b"HTTP/1.1 ") == 1
+        await gateway.settled()
+        assert gateway.upstream.in_flight == 0
+
+
+async def test_connections_are_limited_and_the_rest_is_told() -> None:
+    async with serving(FakeBackend(), max_connections=2) as gateway:
+        async with gateway.connection() as first, gateway.connection() as second:
+            for reader, writer in (first, second):
+                writer.write(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+            answer = await gateway.raw(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b'"overloaded"' in answer
+        gateway.disconnect()
+        assert (await gateway.client.get("/livez")).status_code == 200
+
+
+async def test_http_1_0_is_answered_and_closed() -> None:
+    async with serving(FakeBackend()) as gateway:
+        answer = await gateway.raw(b"GET /livez HTTP/1.0\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"connection: close" in answer
+
+
+async def test_request_for_the_whole_server_and_absolute_addresses() -> None:
+    async with serving(FakeBackend()) as gateway:
+        absolute = b"GET http://localhost/livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+        assert (await gateway.raw(absolute)).startswith(b"HTTP/1.1 200 ")
+        for line in (b"OPTIONS * HTTP/1.1", b"CONNECT localhost:1 HTTP/1.1"):
+            answer = await gateway.raw(line + b"\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 404 ", b"HTTP/1.1 405 "))
+
+
+async def test_chunked_bodies_are_read() -> None:
+    content = json.dumps(body()).encode()
+    chunks = b"%x\r\n%s\r\n%x;ext=1\r\n%s\r\n0\r\n\r\n" % (10, content[:10], len(content) - 10, content[10:])
+    async with serving(FakeBackend()) as gateway, gateway.connection() as (reader, writer):
+        writer.write(request(chunks, "transfer-encoding: chunked"))
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_websockets_are_not_spoken() -> None:
+    upgrade = ["connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: eA=="]
+    async with serving(FakeBackend()) as gateway, gateway.connection() as (reader, writer):
+        writer.write(request(b"", *upgrade, path=CHAT, method="GET"))
+        assert (await reader.readline()).startswith(b"HTTP/1.1 405 ")

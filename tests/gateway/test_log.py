@@ -1,0 +1,118 @@
+"""Access lines: valid JSON, whole batches, nothing of the client's."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from gateway import log
+from gateway.log import FLUSH_LINES, AccessLog
+
+LINE: dict[str, Any] = {
+    "request_id": "r-1",
+    "operation": "chat",
+    "model": 'mo"del',
+    "backend": "b",
+    "reason": "only",
+    "status": 200,
+    "code": "",
+    "stream": True,
+    "duration_seconds": 1.23456,
+    "first_byte_seconds": None,
+    "bytes_in": 10,
+    "bytes_out": 20,
+    "prompt_tokens": 3,
+    "completion_tokens": 4,
+}
+
+
+async def test_line_is_json_with_everything_about_the_request() -> None:
+    written: list[str] = []
+    access_log = AccessLog(written.append)
+    access_log.add(**LINE)
+    access_log.add(**{**LINE, "first_byte_seconds": 0.5, "stream": False})
+    access_log.flush()
+    first, second = (json.loads(line) for line in "".join(written).splitlines())
+    assert first | {"time": ""} == {
+        "time": "",
+        "event": "request",
+        "request_id": "r-1",
+        "operation": "chat",
+        "model": 'mo"del',
+        "backend": "b",
+        "reason": "only",
+        "status": 200,
+        "code": "",
+        "stream": True,
+        "duration_ms": 1234.6,
+        "first_byte_ms": None,
+        "bytes_in": 10,
+        "bytes_out": 20,
+        "prompt_tokens": 3,
+        "completion_tokens": 4,
+    }
+    assert first["time"].endswith("Z")
+    assert (second["first_byte_ms"], second["stream"]) == (500.0, False)
+
+
+async def test_full_batch_is_written_at_once() -> None:
+    written: list[str] = []
+    access_log = AccessLog(written.append)
+    for _ in range(FLUSH_LINES):
+        assert written == []
+        access_log.add(**LINE)
+    assert [text.count("\n") for text in written] == [FLUSH_LINES]
+    access_log.flush()
+    assert len(written) == 1
+
+
+async def test_lonely_line_is_written_after_a_moment() -> None:
+    arrived = asyncio.Event()
+    AccessLog(lambda _: arrived.set()).add(**LINE)
+    assert not arrived.is_set()
+    async with asyncio.timeout(5):
+        await arrived.wait()
+
+
+async def test_reader_that_went_away_costs_nothing_but_its_lines() -> None:
+    closed = io.StringIO()
+    closed.close()
+    log.writer(closed)("line\n")
+
+
+def test_log_is_json_where_nobody_watches() -> None:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    stream = io.StringIO()
+    try:
+        log.configure(stream=stream)
+        try:
+            raise ValueError("cause")
+        except ValueError:
+            logging.getLogger("x").exception("it %s", "broke")
+    finally:
+        root.handlers[:], root.level = before
+    line = json.loads(stream.getvalue())
+    assert (line["level"], line["logger"], line["message"]) == ("error", "x", "it broke")
+    assert "ValueError: cause" in line["exception"]
+
+
+def test_log_is_plain_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    stream = Terminal()
+    try:
+        log.configure(stream=stream)
+        logging.getLogger("upshift").warning("careful")
+    finally:
+        root.handlers[:], root.level = before
+    assert stream.getvalue().endswith("WARNING upshift: careful\n")

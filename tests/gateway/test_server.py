@@ -1,0 +1,123 @@
+"""Listening, draining and exit codes; the whole process is tests/e2e's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from backends.base import BackendState
+from config.schema import GgufSettings, ModelSettings, ServerSettings, Settings
+from gateway.app import create_app
+from gateway.server import GatewayServer, ListenError, banner, bind
+from tests.fakes import FakeBackend, chat_events
+from tests.gateway.running import body, request
+
+EVENTS = chat_events("Hel", "lo")
+
+
+def test_taken_port_is_named_with_a_way_out() -> None:
+    with contextlib.closing(bind("127.0.0.1", 0)[0]) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ListenError, match=rf"127\.0\.0\.1:{port}.*--port"):
+            bind("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_address_that_is_not_ours_is_named(host: str) -> None:
+    with pytest.raises(ListenError, match=host):
+        bind(host, 0)
+
+
+def test_localhost_listens_on_one_port_of_every_loopback_address() -> None:
+    sockets = bind("localhost", 0)
+    try:
+        assert len({listener.getsockname()[1] for listener in sockets}) == 1
+        assert socket.AF_INET in {listener.family for listener in sockets}
+    finally:
+        for listener in sockets:
+            listener.close()
+
+
+def test_banner_says_where_what_and_how() -> None:
+    model = ModelSettings(name="m", aliases=("gpt-4o-mini",), gguf=GgufSettings(source="/x/m.gguf"))
+    text = banner(Settings(models=(model,)), "http://127.0.0.1:8484")
+    assert "http://127.0.0.1:8484/v1" in text
+    assert "gpt-4o-mini" in text
+    assert "curl" in text
+    payload = text.partition("-d '")[2].partition("'")[0]
+    assert json.loads(payload)["model"] == "m"
+
+
+@contextlib.asynccontextmanager
+async def running(
+    backend: FakeBackend, drain_seconds: float
+) -> AsyncIterator[tuple[GatewayServer, int, asyncio.Task[None]]]:
+    model = ModelSettings(name="fake", gguf=GgufSettings(source="demo"))
+    settings = Settings(server=ServerSettings(port=0, drain_seconds=drain_seconds), models=(model,))
+    app = create_app(settings, make_backend=lambda _: backend)
+    sockets = bind("127.0.0.1", 0)
+    listening = asyncio.Event()
+    server = GatewayServer(settings, app, listening.set)
+    task = asyncio.create_task(server.serve(sockets=sockets))
+    async with asyncio.timeout(20):
+        await listening.wait()
+        yield server, sockets[0].getsockname()[1], task
+        await task
+
+
+async def ask(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request(json.dumps(body(stream=True)).encode()))
+    await reader.readuntil(b"data: ")
+    return reader, writer
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_running_answers_finish_after_a_signal(number: signal.Signals) -> None:
+    more = asyncio.Event()
+    backend = FakeBackend(script=[EVENTS[0], more, *EVENTS[1:]])
+    async with running(backend, drain_seconds=10) as (server, port, _):
+        idle, idle_writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await ask(port)
+        os.kill(os.getpid(), number)
+        assert await idle.read() == b"", "connections without a request are closed first"
+        with pytest.raises(ConnectionError):
+            await asyncio.open_connection("127.0.0.1", port)
+        assert backend.state is BackendState.READY, "the engine outlives the answers"
+        more.set()
+        assert (await reader.read()).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        writer.close()
+        idle_writer.close()
+    assert not server.force_exit
+    assert backend.finished == 1
+
+
+async def test_answers_that_take_too_long_end_with_an_error_event() -> None:
+    backend = FakeBackend(script=[EVENTS[0], asyncio.Event()])
+    async with running(backend, drain_seconds=0.1) as (server, port, _):
+        reader, writer = await ask(port)
+        os.kill(os.getpid(), signal.SIGTERM)
+        rest = await reader.read()
+        assert b"shutting_down" in rest
+        assert b"[DONE]" not in rest
+        writer.close()
+    assert (backend.open, backend.aborted) == (0, 1)
+    assert not server.force_exit
+
+
+async def test_second_signal_ends_the_drain() -> None:
+    backend = FakeBackend(script=[EVENTS[0], asyncio.Event()])
+    async with running(backend, drain_seconds=3600) as (server, port, task):
+        _, writer = await ask(port)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await task
+        writer.close()
+    assert server.force_exit

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from backends.base import BackendResponse, InferenceRequest, Operation
+from backends.errors import BackendError, BackendOverloaded, BackendProtocolError
+from routing.catalog import CatalogEntry, ModelCatalog
+from routing.errors import ModelNotFound
+from routing.router import Router
+from routing.upstream import Upstream, UpstreamPool
+from tests.fakes import FakeBackend, chat_body
+
+
+def _request(model: str = "demo", *, stream: bool = False) -> InferenceRequest:
+    return InferenceRequest(Operation.CHAT, model, b"{}", stream, "request-1")
+
+
+def _router(backend: FakeBackend) -> tuple[Router, Upstream]:
+    upstream = Upstream(backend)
+    pool = UpstreamPool("demo", (upstream,))
+    return Router(ModelCatalog([(CatalogEntry("demo", ("alias",)), pool)])), upstream
+
+
+async def _body(response: BackendResponse) -> bytes:
+    return b"".join([chunk async for chunk in response.chunks])
+
+
+@pytest.mark.parametrize("name", ["demo", "alias"])
+async def test_request_goes_to_the_only_upstream_unchanged(name: str) -> None:
+    router, upstream = _router(FakeBackend())
+    request = _request(name)
+    routed = await router.dispatch(request)
+    assert await _body(routed.response) == chat_body()
+    await routed.response.aclose()
+    assert routed.upstream is upstream
+    assert (routed.decision.upstreams, routed.decision.reason) == ((upstream,), "only")
+    assert isinstance(upstream.backend, FakeBackend)
+    assert upstream.backend.requests == [request]
+
+
+async def test_unknown_model_reaches_no_backend() -> None:
+    backend = FakeBackend()
+    router, upstream = _router(backend)
+    with pytest.raises(ModelNotFound):
+        await router.dispatch(_request("other"))
+    assert (upstream.in_flight, backend.requests) == (0, [])
+
+
+async def test_request_is_in_flight_from_dispatch_until_close() -> None:
+    hold = asyncio.Event()
+    backend = FakeBackend(before=[hold])
+    router, upstream = _router(backend)
+    dispatching = asyncio.create_task(router.dispatch(_request()))
+    await backend.called.wait()
+    assert upstream.in_flight == 1, "counted before the backend has answered"
+    hold.set()
+    routed = await dispatching
+    await _body(routed.response)
+    assert upstream.in_flight == 1, "counted until closed, not until read"
+    await routed.response.aclose()
+    assert upstream.in_flight == 0
+
+
+async def test_closing_twice_or_at_once_gives_the_place_up_once() -> None:
+    router, upstream = _router(FakeBackend())
+    first, second = await router.dispatch(_request()), await router.dispatch(_request())
+    await asyncio.gather(first.response.aclose(), first.response.aclose())
+    await first.response.aclose()
+    assert upstream.in_flight == 1
+    await second.response.aclose()
+    assert upstream.in_flight == 0
+
+
+@pytest.mark.parametrize("error", [BackendOverloaded("full"), BackendProtocolError("reset"), OSError("unforeseen")])
+async def test_failed_send_leaves_nothing_in_flight(error: Exception) -> None:
+    router, upstream = _router(FakeBackend(before=[error]))
+    with pytest.raises(type(error)):
+        await router.dispatch(_request())
+    assert upstream.in_flight == 0
+
+
+async def test_cancelled_send_leaves_nothing_in_flight() -> None:
+    backend = FakeBackend(before=[asyncio.Event()])
+    router, upstream = _router(backend)
+    dispatching = asyncio.create_task(router.dispatch(_request()))
+    await backend.called.wait()
+    dispatching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await dispatching
+    assert (upstream.in_flight, backend.cancelled) == (0, 1)
+
+
+async def test_stream_left_in_the_middle_is_aborted_and_released() -> None:
+    backend = FakeBackend(script=[b"data: 1\n\n", asyncio.Event(), b"data: 2\n\n"])
+    router, upstream = _router(backend)
+    routed = await router.dispatch(_request(stream=True))
+    assert await anext(routed.response.chunks) == b"data: 1\n\n"
+    await routed.response.aclose()
+    assert (upstream.in_flight, backend.open, backend.aborted) == (0, 0, 1)
+
+
+async def test_place_is_given_up_even_when_closing_fails() -> None:
+    class Sticky(FakeBackend):
+        async def send(self, request: InferenceRequest) -> BackendResponse:
+            response = await super().send(request)
+
+            async def close() -> None:
+                raise BackendError("cannot close")
+
+            response.close = close
+            return response
+
+    router, upstream = _router(Sticky())
+    routed = await router.dispatch(_request())
+    with pytest.raises(BackendError):
+        await routed.response.aclose()
+    assert upstream.in_flight == 0
+
+
+async def test_break_in_the_middle_passes_through() -> None:
+    router, upstream = _router(FakeBackend(script=[b"data: 1\n\n", BackendProtocolError("cut")]))
+    routed = await router.dispatch(_request(stream=True))
+    with pytest.raises(BackendProtocolError) as caught:
+        await _body(routed.response)
+    assert caught.value.backend == "fake"
+    await routed.response.aclose()
+    assert upstream.in_flight == 0
