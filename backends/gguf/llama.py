@@ -188,39 +188,46 @@ class Context:
 
     def _make_batch(self, capacity: int) -> None:
         """Own numpy memory behind llama_batch: rows are written as slices instead of one ctypes store a token."""
-        self.token = np.zeros(capacity, dtype=np.int32)
-        self.pos = np.zeros(capacity, dtype=np.int32)
-        self.slot = np.zeros(capacity, dtype=np.int32)
-        self.wants_logits = np.zeros(capacity, dtype=np.int8)
+        self._token = np.zeros(capacity, dtype=np.int32)
+        self._pos = np.zeros(capacity, dtype=np.int32)
+        self._slot = np.zeros(capacity, dtype=np.int32)
+        self._wants_logits = np.zeros(capacity, dtype=np.int8)
         self._one = np.ones(capacity, dtype=np.int32)
-        self._slot_pointers = self.slot.ctypes.data + np.arange(capacity, dtype=np.uintp) * self.slot.itemsize
+        self._slot_pointers = self._slot.ctypes.data + np.arange(capacity, dtype=np.uintp) * self._slot.itemsize
         # `embd` stays NULL: rows are tokens. The annotations of llama_batch name arrays where the fields are pointers.
         batch: Any = C.llama_batch()
         for name, memory in (
-            ("token", self.token),
-            ("pos", self.pos),
+            ("token", self._token),
+            ("pos", self._pos),
             ("n_seq_id", self._one),
             ("seq_id", self._slot_pointers),
-            ("logits", self.wants_logits),
+            ("logits", self._wants_logits),
         ):
             setattr(batch, name, ctypes.cast(memory.ctypes.data, type(getattr(batch, name))))
         self._batch = batch
 
-    def decode(self, n_tokens: int, n_outputs: int) -> FloatMatrix:
-        """Computes the first `n_tokens` rows of the batch arrays; returns the logits [n_outputs, n_vocab] in row order.
+    def decode(self, tokens: list[int], positions: list[int], slots: list[int], outputs: list[int]) -> FloatMatrix:
+        """Computes one batch: token i at positions[i] of slots[i]. Returns logits [len(outputs), n_vocab] for the batch
+        rows named in `outputs`, ascending.
 
         The matrix is llama.cpp's own memory: valid until the next call, writable. Raises DecodeError.
         """
+        n_tokens = len(tokens)
+        self._token[:n_tokens] = tokens
+        self._pos[:n_tokens] = positions
+        self._slot[:n_tokens] = slots
+        self._wants_logits[:n_tokens] = 0
+        self._wants_logits[outputs] = 1
         self._batch.n_tokens = n_tokens
         code = C.llama_decode(self._ctx, self._batch)
         if code != 0:
             raise DecodeError(code)
-        if n_outputs == 0:
+        if not outputs:
             return np.empty((0, self._n_vocab), dtype=np.float32)
         pointer = C.llama_get_logits(self._ctx)
         if not pointer:
             raise DecodeError(-1)
-        return np.ctypeslib.as_array(pointer, shape=(n_outputs, self._n_vocab))
+        return np.ctypeslib.as_array(pointer, shape=(len(outputs), self._n_vocab))
 
     def sample(self, chain: SamplerChain, row: int) -> int:
         """Draws from the logits of batch row `row` (as they stand now in the matrix `decode` gave)."""

@@ -12,10 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from backends.gguf.generation import Generation, Output
-from backends.gguf.llama import Context, DecodeError, LlamaError, Model, self_check
+from backends.gguf.llama import Context, DecodeError, FloatMatrix, LlamaError, Model, self_check
 from backends.gguf.options import EngineOptions, default_parallel, default_threads
 from backends.gguf.sampler import TokenLogprob, TokenSampler
 from backends.gguf.scheduler import Copy, QueueFull, Row, Scheduler, Sequence, Step
@@ -155,8 +153,7 @@ class Engine(threading.Thread):
 
     def _warm_up(self) -> None:
         """The first decode allocates and faults pages in: better now than in somebody's first token."""
-        self._write_rows([Row(Sequence([0], 1, slot=0), 0, [0], sample=True)])
-        self.context.decode(1, 1)
+        self.context.decode([0], [0], [0], [0])
         self.context.keep(0, 0)
 
     def _serve(self) -> None:
@@ -203,9 +200,8 @@ class Engine(threading.Thread):
                 self.context.copy(operation.source, operation.target, operation.length)
             else:
                 self.context.keep(operation.slot, operation.length)
-        n_tokens, sampled = self._write_rows(step.rows)
         try:
-            logits = self.context.decode(n_tokens, len(sampled))
+            logits, sampled = self._compute_rows(step.rows)
         except DecodeError as error:
             self._fail_step(step, error)
             return
@@ -215,22 +211,22 @@ class Engine(threading.Thread):
         if sampled:
             self._postprocess(sampled, logits)
 
-    def _write_rows(self, rows: list[Row]) -> tuple[int, list[tuple[Row, int]]]:
-        """Fills the batch; returns its length and the rows to sample with their index in the batch."""
-        context, end = self.context, 0
+    def _compute_rows(self, rows: list[Row]) -> tuple[FloatMatrix, list[tuple[Row, int]]]:
+        """One decode; returns the logits and, in the same order, the rows to sample with their index in the batch."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
         sampled: list[tuple[Row, int]] = []
         for row in rows:
-            start, end = end, end + len(row.tokens)
-            context.token[start:end] = row.tokens
-            context.pos[start:end] = np.arange(row.start, row.start + len(row.tokens))
-            context.slot[start:end] = row.sequence.slot
-            context.wants_logits[start:end] = 0
+            length = len(row.tokens)
+            tokens += row.tokens
+            positions += range(row.start, row.start + length)
+            slots += [row.sequence.slot] * length
             if row.sample:
-                context.wants_logits[end - 1] = 1
-                sampled.append((row, end - 1))
-        return end, sampled
+                sampled.append((row, len(tokens) - 1))
+        return self.context.decode(tokens, positions, slots, [index for _, index in sampled]), sampled
 
-    def _postprocess(self, sampled: list[tuple[Row, int]], logits: np.ndarray) -> None:
+    def _postprocess(self, sampled: list[tuple[Row, int]], logits: FloatMatrix) -> None:
         greedy = logits.argmax(axis=1).tolist()
         for output_row, (row, batch_row) in enumerate(sampled):
             generation = self._by_sequence[row.sequence]

@@ -1,0 +1,108 @@
+"""Runs the whole gateway as a user would, `upshift serve`, and finds what it launched."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests.engine import is_alive, metric
+
+START_SECONDS = 60
+
+
+class GatewayUnderTest:
+    """A running gateway: its base URL, its process, and a look at its engine."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str, log: Path) -> None:
+        self.process = process
+        self.url = url
+        self.log = log
+        self.http = httpx.Client(base_url=url, timeout=60)
+
+    def ready(self) -> bool:
+        return self.http.get("/readyz").status_code == 200
+
+    def in_flight(self) -> float:
+        text = self.http.get("/metrics").text
+        return sum(
+            float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith("upshift_in_flight{")
+        )
+
+    def engine_pid(self) -> int | None:
+        """Process id of the engine this gateway launched and keeps."""
+        return next(iter(engines_below(self.process.pid)), None)
+
+    def engine_metric(self, name: str) -> float:
+        """A counter of the engine's own, read past the gateway on the engine's private socket."""
+        pid = self.engine_pid()
+        assert pid is not None, "no engine runs"
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        socket = words[words.index(b"--uds") + 1].decode()
+        with httpx.Client(transport=httpx.HTTPTransport(uds=socket), timeout=10) as client:
+            return metric(client.get("http://engine/metrics").text, f"upshift_engine_{name}")
+
+
+def engines_below(parent: int) -> list[int]:
+    """Pids of engine processes that `parent` started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and is_alive(int(entry.name)):
+            try:
+                ppid = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if ppid == parent and b"engine" in words:
+                found.append(int(entry.name))
+    return found
+
+
+def wait_for(condition: object, seconds: float = 30) -> float:
+    """Polls `condition()`; returns the seconds it took. Other processes give no other sign."""
+    assert callable(condition)
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, f"not so within {seconds} s"
+        time.sleep(0.01)
+    return time.monotonic() - started
+
+
+@contextmanager
+def running_gateway(folder: Path, config: str) -> Iterator[GatewayUnderTest]:
+    """Starts `upshift serve` with `config` (YAML) on a free port; ends it with SIGTERM and expects exit code 0."""
+    file = folder / "upshift.yaml"
+    file.write_text(config)
+    log = folder / "gateway.log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway.cli", "serve", "--config", str(file), "--port", "0"],
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            text=True,
+        )
+    try:
+        gateway = GatewayUnderTest(process, listening_url(process, log), log)
+        yield gateway
+        gateway.http.close()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        code = process.wait(timeout=30)
+    assert code in (0, -9), log.read_text()
+
+
+def listening_url(process: subprocess.Popen[str], log: Path) -> str:
+    pattern = re.compile(r"listening on (http://[0-9.:]+)")
+    started = time.monotonic()
+    while not (found := pattern.search(log.read_text())):
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() - started < START_SECONDS, log.read_text()
+        time.sleep(0.02)
+    return found[1]

@@ -1,0 +1,89 @@
+"""The README, followed word by word by a newcomer."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.e2e.gateway import running_gateway, wait_for
+from tests.engine import is_alive
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+UPSHIFT = [sys.executable, "-m", "gateway.cli"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def block(kind: str, word: str) -> str:
+    blocks: list[str] = re.findall(rf"```{kind}\n(.*?)```", README, flags=re.DOTALL)
+    return next(block for block in blocks if word in block)
+
+
+def test_make_run_answers_and_the_readmes_clients_work(tmp_path: Path) -> None:
+    port = str(free_port())
+    output = tmp_path / "run.log"
+    with output.open("w") as file:
+        run = subprocess.Popen(
+            ["make", "--no-print-directory", "run"],
+            cwd=ROOT,
+            env={**os.environ, "UPSHIFT_PORT": port},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_for(lambda: "Ctrl-C stops it" in output.read_text() or run.poll() is not None, seconds=120)
+        text = output.read_text()
+        assert "> What is continuous batching?" in text
+        assert "batch" in text.split("> What is continuous batching?")[1].split("Now you:")[0]
+        curl = shlex.split(block("sh", "curl").replace("\\\n", " ").replace("8484", port))
+        answer = subprocess.run([*curl, "--silent"], capture_output=True, text=True, check=True, timeout=60)
+        assert '"finish_reason": "stop"' in answer.stdout
+        snippet = block("python", "OpenAI").replace("8484", port)
+        answered = subprocess.run(
+            [sys.executable, "-c", snippet], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert "Ollama" in answered.stdout
+    finally:
+        os.killpg(run.pid, signal.SIGINT)
+        run.wait(timeout=40)
+    wait_for(lambda: not is_alive(run.pid))
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(port))) != 0, "something still listens"
+
+
+def test_run_answers_one_question(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [*UPSHIFT, "run", "demo", "What is 2 plus 3?"], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "5" in ended.stdout
+
+
+def test_the_example_configuration_serves(tmp_path: Path) -> None:
+    config = (ROOT / "config" / "example.yaml").read_text(encoding="utf-8")
+    with running_gateway(tmp_path, config) as gateway:
+        wait_for(gateway.ready)
+
+
+def test_serve_with_a_named_model(tmp_path: Path, tiny_model: Path) -> None:
+    command = [*UPSHIFT, "serve", "--model", f"llama={tiny_model}", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        seen = next(line for line in process.stderr if "model llama is ready" in line)
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+    assert seen
+    assert process.returncode == 0
