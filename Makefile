@@ -19,7 +19,7 @@ check: setup
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-cache > /tmp/upshift-imports.$$$$ || { cat /tmp/upshift-imports.$$$$; rm /tmp/upshift-imports.$$$$; exit 1; }; rm -f /tmp/upshift-imports.$$$$
+	@$(BIN)/lint-imports --no-cache --no-logo
 
 format: setup
 	@$(BIN)/ruff format .

@@ -54,7 +54,7 @@ class Usage:
 @dataclass(slots=True)
 class BackendResponse:
     """A response whose status and headers have arrived. Owns the upstream connection: `aclose()` must be awaited, which
-    returns or aborts it (an abort stops the engine's computing). `chunks` yields body bytes exactly as they were read."""
+    returns or aborts it (an abort stops the engine's computing). `chunks` yields body bytes as they were read."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -71,14 +71,14 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """The configured name: `x-upshift-backend` and the `backend` metric label."""
+        """The kind of engine, such as "gguf": `x-upshift-backend` and the `backend` metric label."""
 
     @property
     def state(self) -> BackendState:
         """Whether a call makes sense now."""
 
     async def send(self, request: InferenceRequest) -> BackendResponse:
-        """Returns once status and headers exist and the status is 200. Raises BackendError before that; a non-200 answer
+        """Returns once status and headers exist and the status is 200. Raises BackendError before that; another answer
         of the engine is raised as the error that it means. Cancelling the call aborts the engine's work."""
 
     async def start(self) -> None:

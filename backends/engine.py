@@ -28,8 +28,8 @@ class GgufBackend:
 
     @property
     def name(self) -> str:
-        """The model's configured name."""
-        return self._process.name
+        """The kind of engine: with the model it tells upstreams apart in headers, metrics and logs."""
+        return "gguf"
 
     @property
     def state(self) -> BackendState:

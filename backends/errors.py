@@ -5,7 +5,7 @@ BackendError
 │   └── BackendLoading      the engine answers, but its model is still loading                (retryable)
 ├── BackendOverloaded       the engine refused for now: 429, 503 with a bounded queue full    (retryable)
 ├── BackendTimeout          the engine did not answer in time                                 (not retryable)
-├── BackendProtocolError    it died or spoke nonsense: reset, cut stream, bad framing         (retryable before the first byte)
+├── BackendProtocolError    it died or spoke nonsense: reset, cut stream, bad framing         (retryable)
 ├── InvalidRequest          the engine refused the request itself: a 4xx of its own           (not retryable)
 │   └── ContextLengthExceeded
 └── EngineStartFailed       the launched process ended or never became ready                  (not retryable)

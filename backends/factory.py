@@ -11,7 +11,7 @@ from config.schema import ModelSettings
 
 
 def create_backend(model: ModelSettings) -> GgufBackend:
-    """A STOPPED backend named after the model. Its engine answers to the name and all aliases, for clients' bodies are
+    """A STOPPED backend. Its engine answers to the name and all aliases, for clients' bodies are
     passed on as they are."""
 
     def argv(socket_path: str) -> Sequence[str]:

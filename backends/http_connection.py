@@ -270,8 +270,6 @@ class Connection(asyncio.Protocol):
         if response is None:
             return
         if status < 200:
-            if status < 100 or status == 101:
-                raise BackendProtocolError(f"It answered with status {status}.")
             self._interim = True
             response.headers.clear()
         else:
@@ -279,7 +277,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         response = self._response
-        if response is not None and response.status:
+        if response is not None:
             response.parts.append(body)
             response.held_bytes += len(body) + _PART_BYTES
 

@@ -34,7 +34,7 @@ class GgufSettings(_Tree):
     """Answers computed at the same time. `auto` fits the machine."""
 
     threads: Annotated[int, Field(strict=True, ge=1, le=1024)] | Literal["auto"] = "auto"
-    """CPU threads of the engine. `auto` is the number of usable physical cores."""
+    """CPU threads of the engine. `auto` is the number of usable physical cores less one."""
 
 
 class ModelSettings(_Tree):
@@ -47,7 +47,7 @@ class ModelSettings(_Tree):
     """Further names for the same model, such as the one an application has built in."""
 
     context_tokens: Annotated[int, Field(strict=True, ge=64, le=16_777_216)] | None = None
-    """Longest prompt plus answer, in tokens. Unset: what the model was trained for, as far as memory allows."""
+    """Longest prompt plus answer, in tokens. Unset: what the model was trained for, at most 4,096."""
 
     gguf: GgufSettings
     """The GGUF engine that serves the model."""

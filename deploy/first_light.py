@@ -76,13 +76,13 @@ def show_how_to_go_on() -> None:
     say(f"""Now you:
 
   curl {URL}/v1/chat/completions -H 'content-type: application/json' \\
-    -d '{{"model": "demo", "messages": [{{"role": "user", "content": "When should I leave Ollama?"}}]}}'
+    -d '{{"model": "demo", "temperature": 0, "messages": [{{"role": "user", "content": "What is TTFT?"}}]}}'
 
   # pip install openai
   from openai import OpenAI
   client = OpenAI(base_url="{URL}/v1", api_key="none")
   print(client.chat.completions.create(
-      model="demo", messages=[{{"role": "user", "content": "What is a KV cache?"}}]
+      model="demo", temperature=0, messages=[{{"role": "user", "content": "What is a KV cache?"}}]
   ).choices[0].message.content)
 
 A model of your own: .venv/bin/upshift serve --model path/to/model.gguf

@@ -5,10 +5,13 @@ Pure. A chunk that ends with an event, which is nearly every chunk of every engi
 
 from __future__ import annotations
 
+import re
+
 # An event longer than this is passed on in pieces: bounded memory is worth more than a clean cut.
 MAX_HELD_BYTES = 256 * 1024
 
 _TAIL_BYTES = 32
+_NO_CONTENT = re.compile(rb'"content"\s*:\s*(?:""|null)')
 _DONE = (b"\ndata: [DONE]", b"\ndata:[DONE]")
 
 
@@ -47,6 +50,13 @@ class WholeEvents:
     def done(self) -> bool:
         """Whether the last event passed on was `data: [DONE]`, the end that a whole stream has."""
         return (b"\n" + self._tail.rstrip()).endswith(_DONE)
+
+
+def is_opening(events: bytes) -> bool:
+    """Whether whole events hold no token yet: comments, or the role alone, with which engines open a chat stream before
+    they have computed the prompt."""
+    number = events.count(b"data:")
+    return number == 0 or (number == 1 and b'"role"' in events and _NO_CONTENT.search(events) is not None)
 
 
 def _end_of_events(chunk: bytes) -> int:

@@ -6,10 +6,7 @@ now, or the gateway is shutting down. Models that are ready are served all the s
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Sequence
-from time import monotonic
 from typing import Any
 
 from fastapi import APIRouter
@@ -17,8 +14,6 @@ from fastapi.responses import JSONResponse
 
 from backends.base import BackendState
 from routing.upstream import Upstream
-
-logger = logging.getLogger("upshift")
 
 _METHODS = ["GET", "HEAD"]
 
@@ -85,26 +80,3 @@ def routes(readiness: Readiness, version: str) -> APIRouter:
         return JSONResponse({"version": version})
 
     return router
-
-
-async def announce(readiness: Readiness, interval_seconds: float = 0.1) -> None:
-    """Logs every change of a model's state, until cancelled. Polls: states change a few times in a process's life."""
-    seen = {model: BackendState.STARTING for model, _ in readiness.upstreams}
-    began = dict.fromkeys(seen, monotonic())
-    while True:
-        for model, upstream in readiness.upstreams:
-            state = upstream.backend.state
-            if state is not seen[model]:
-                _announce(model, upstream, state, monotonic() - began[model])
-                seen[model], began[model] = state, monotonic()
-        await asyncio.sleep(interval_seconds)
-
-
-def _announce(model: str, upstream: Upstream, state: BackendState, took_seconds: float) -> None:
-    if state is BackendState.READY:
-        logger.info("model %s is ready after %.1f s", model, took_seconds)
-    elif state is BackendState.FAILED:
-        cause = getattr(upstream.backend, "failure", "") or "the engine ended"
-        logger.error("model %s cannot be served: %s", model, cause)
-    else:
-        logger.info("model %s is %s", model, state)

@@ -1,7 +1,7 @@
 """Every number the gateway keeps: plain counters on the hot path, Prometheus families only when scraped.
 
 Label values come from the configuration alone; an unknown model counts under model="unknown". Neighbours: relay.py
-(records), health.py and app.py (expose). Counting this way costs 0.7 µs a request; prometheus_client's own children 8.
+(records), app.py (exposes). This counting costs 1.5 µs a request; prometheus_client's children cost 5.5, `labels()` 15.
 """
 
 from __future__ import annotations

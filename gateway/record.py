@@ -29,6 +29,7 @@ class Record:
     status: int = 0
     error: BaseException | None = None
     first_byte: float | None = None
+    first_token: float | None = None
     overhead_seconds: float = 0.0
     bytes_in: int = 0
     bytes_out: int = 0
@@ -51,8 +52,8 @@ class Journal:
         if record.first_byte is not None:
             first_byte_seconds = record.first_byte - record.started
             series.overhead.observe(record.overhead_seconds)
-            if record.stream:
-                series.first_token.observe(first_byte_seconds)
+        if record.first_token is not None:
+            series.first_token.observe(record.first_token - record.started)
         if isinstance(record.error, ClientGone):
             self._metrics.cancelled[record.stage] += 1
         usage = record.usage

@@ -18,7 +18,7 @@ from backends.sse import UsageSniffer, error_event
 from config.schema import ServerSettings
 from gateway import intake
 from gateway.errors import BodyTimeout, ClientGone, ErrorAnswer, ShuttingDown, answer
-from gateway.events import WholeEvents
+from gateway.events import WholeEvents, is_opening
 from gateway.intake import Receive
 from gateway.record import Journal, Record
 from gateway.watch import Watch
@@ -155,6 +155,8 @@ class _Exchange:
                     record.bytes_out += len(ready)
                     if record.first_byte is None:
                         self._note_first_byte(arrived)
+                    if record.first_token is None and not is_opening(ready):
+                        record.first_token = perf_counter()
         except BackendProtocolError:
             # An engine that dies after the last event has said everything.
             if not events.done:

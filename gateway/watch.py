@@ -55,6 +55,8 @@ class Watch:
     def close(self) -> None:
         """Stops watching. Idempotent."""
         self.stop_listening()
+        # Usually a bound method of whoever owns this watch: letting go of it spares the garbage collector a cycle.
+        self._too_late = TimeoutError
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

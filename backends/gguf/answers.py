@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 from backends.gguf.generation import Generation, Output
@@ -89,6 +90,18 @@ class ChatAnswer(Answer):
     def opening(self) -> bytes:
         delta = {"role": "assistant", "content": ""}
         return b"".join(self._event(_chat_delta(g.index, delta, None, None)) for g in self.generations)
+
+    def chunks(self, output: Output) -> bytes:
+        """Most chunks differ from the one before in their text alone: everything around it is written once."""
+        if output.finish_reason or self._logprobs or self._parsers[output.index] is not None:
+            return super().chunks(output)
+        before, after = self._around_text[output.index]
+        return before + _dumps(output.text).encode("utf-8", "replace") + after
+
+    @cached_property
+    def _around_text(self) -> list[tuple[bytes, bytes]]:
+        events = (self._event(_chat_delta(g.index, {"content": "\0"}, None, None)) for g in self.generations)
+        return [(before, after) for before, _, after in (event.partition(b'"\\u0000"') for event in events)]
 
     def deltas(self, output: Output) -> list[Json]:
         index = output.index

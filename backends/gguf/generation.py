@@ -32,11 +32,13 @@ class Generation:
     params: SamplingParams
     stop: tuple[str, ...]
     deliver: Callable[[Output], None]
+    streamed: bool
     cancelled: bool = False
     completion_tokens: int = 0
     sequence: Sequence = field(init=False)
     text: TextStream = field(init=False)
     sampler: TokenSampler | None = None
+    held: list[Output] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.sequence = Sequence(list(self.prompt), self.max_tokens)

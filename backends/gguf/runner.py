@@ -10,13 +10,17 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from backends.gguf.generation import Generation, Output
 from backends.gguf.llama import Context, DecodeError, FloatMatrix, LlamaError, Model, self_check
-from backends.gguf.options import EngineOptions, default_parallel, default_threads
+from backends.gguf.options import EngineOptions, default_parallel, default_threads, min_copy_tokens
 from backends.gguf.sampler import TokenLogprob, TokenSampler
 from backends.gguf.scheduler import Copy, QueueFull, Row, Scheduler, Sequence, Step
+
+_T = TypeVar("_T")
 
 logger = logging.getLogger("upshift.engine")
 
@@ -120,7 +124,7 @@ class Engine(threading.Thread):
                 self.failure = str(error)
             finally:
                 self._close()
-        self._loop.call_soon_threadsafe(self._on_end, self.failure)
+        self._post(self._on_end, self.failure)
 
     def _load(self) -> None:
         self_check()
@@ -143,6 +147,7 @@ class Engine(threading.Thread):
             busy_batch_tokens=busy_batch_tokens,
             max_waiting=self.options.max_waiting,
             partial_reuse=self.model.partial_reuse,
+            min_copy_tokens=min_copy_tokens(self.model.kv_bytes_per_token * self.context_tokens, self.model.n_params),
         )
         self._warm_up()
         self.progress = 1.0
@@ -227,22 +232,27 @@ class Engine(threading.Thread):
         return self.context.decode(tokens, positions, slots, [index for _, index in sampled]), sampled
 
     def _postprocess(self, sampled: list[tuple[Row, int]], logits: FloatMatrix) -> None:
-        greedy = logits.argmax(axis=1).tolist()
-        for output_row, (row, batch_row) in enumerate(sampled):
+        """One token for every row: greedy ones by one argmax over the batch, the others each by their sampler."""
+        greedy: list[tuple[Generation, int]] = []
+        for output, (row, batch_row) in enumerate(sampled):
             generation = self._by_sequence[row.sequence]
-            if generation.sampler is None:
-                self._start_answer(generation)
-            sampler = generation.sampler
-            assert sampler is not None  # noqa: S101 - _start_answer made it
+            sampler = generation.sampler or self._start_answer(generation)
+            written = generation.completion_tokens
             if sampler.plain_greedy:
-                self._take_token(generation, greedy[output_row], None)
+                sampler.ban(logits[output], written)
+                greedy.append((generation, output))
             else:
-                self._take_token(generation, *sampler.draw(self.context, logits[output_row], batch_row))
+                self._take_token(generation, *sampler.draw(self.context, logits[output], batch_row, written=written))
+        if greedy:
+            best = logits.argmax(axis=1).tolist()
+            for generation, output in greedy:
+                self._take_token(generation, best[output], None)
 
-    def _start_answer(self, generation: Generation) -> None:
+    def _start_answer(self, generation: Generation) -> TokenSampler:
         generation.sampler = TokenSampler(generation.params, prompt=generation.prompt, end_tokens=self.model.end_tokens)
         self.counters.prompt_tokens += len(generation.prompt)
         self.counters.cached_tokens += generation.sequence.cached_tokens
+        return generation.sampler
 
     def _take_token(self, generation: Generation, token: int, logprob: TokenLogprob | None) -> None:
         """Adds one token to an answer and ends the answer where it must end."""
@@ -262,7 +272,11 @@ class Engine(threading.Thread):
             self._release(generation)
             self.counters.finished += 1
         if text or reason or logprob:
-            self._emit(generation, Output(generation.index, text, token, logprob, reason))
+            generation.held.append(Output(generation.index, text, token, logprob, reason))
+        # Who waits for the whole answer need not be woken for each of its tokens.
+        if generation.held and (reason or generation.streamed):
+            self._outbox += [(generation, output) for output in generation.held]
+            generation.held.clear()
 
     def _fail_step(self, step: Step, error: DecodeError) -> None:
         """Only the sequences of the failed batch are lost, and what their slots held."""
@@ -293,7 +307,11 @@ class Engine(threading.Thread):
     def _send_outbox(self) -> None:
         if self._outbox:
             outbox, self._outbox = self._outbox, []
-            self._loop.call_soon_threadsafe(_deliver, outbox)
+            self._post(_deliver, outbox)
+
+    def _post(self, callback: Callable[[_T], None], argument: _T) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the process ends and nobody waits for this any more
+            self._loop.call_soon_threadsafe(callback, argument)
 
     def _close(self) -> None:
         self._send_outbox()

@@ -51,7 +51,6 @@ class TokenSampler:
         self._params = params
         self._end_tokens = np.fromiter(end_tokens, dtype=np.int64)
         self._written: dict[int, int] = {}
-        self._count = 0
         self._penalised = params.frequency_penalty != 0 or params.presence_penalty != 0
         self._seen = set(prompt) if params.repetition_penalty != 1 else None
         self._bias = (
@@ -64,23 +63,22 @@ class TokenSampler:
                 SamplerSettings(params.temperature, params.top_k, params.top_p, params.min_p, params.seed)
             )
         self.wants_logprobs = params.top_logprobs is not None
-        # Nothing to do but an argmax: runner.py does those of a whole batch in one call.
+        # Bans and an argmax are all there is to do: runner.py takes the argmax of a whole batch in one call.
         self.plain_greedy = not (
-            self._chain
-            or self._penalised
-            or self._seen is not None
-            or params.logit_bias
-            or params.min_tokens
-            or params.ignore_eos
-            or self.wants_logprobs
+            self._chain or self._penalised or self._seen is not None or params.logit_bias or self.wants_logprobs
         )
 
-    def draw(self, context: Context, logits: FloatRow, row: int) -> tuple[int, TokenLogprob | None]:
-        """The next token. `logits` is row `row` of the batch just decoded and is changed in place."""
+    def ban(self, logits: FloatRow, written: int) -> None:
+        """Makes tokens impossible that must not come after `written` tokens; in place."""
+        if self._params.ignore_eos or written < self._params.min_tokens:
+            logits[self._end_tokens] = -np.inf
+
+    def draw(self, context: Context, logits: FloatRow, row: int, *, written: int) -> tuple[int, TokenLogprob | None]:
+        """The next token after `written` ones. `logits` is row `row` of the batch just decoded, changed in place."""
         raw = logits.copy() if self.wants_logprobs else None
         self._adjust(logits)
+        self.ban(logits, written)
         token = int(logits.argmax()) if self._chain is None else context.sample(self._chain, row)
-        self._count += 1
         if self._penalised:
             self._written[token] = self._written.get(token, 0) + 1
         if self._seen is not None:
@@ -88,7 +86,7 @@ class TokenSampler:
         return token, None if raw is None else _logprob(raw, token, self._params.top_logprobs or 0)
 
     def _adjust(self, logits: FloatRow) -> None:
-        """In vLLM's order: bias, penalties, bans."""
+        """Bias, then penalties: vLLM's order."""
         params = self._params
         if len(self._bias[0]):
             logits[self._bias[0]] += self._bias[1]
@@ -101,8 +99,6 @@ class TokenSampler:
             tokens = np.fromiter(self._written.keys(), dtype=np.int64)
             counts = np.fromiter(self._written.values(), dtype=np.float32)
             logits[tokens] -= counts * np.float32(params.frequency_penalty) + np.float32(params.presence_penalty)
-        if params.ignore_eos or self._count < params.min_tokens:
-            logits[self._end_tokens] = -np.inf
 
     def close(self) -> None:
         """Idempotent; frees the C chain."""

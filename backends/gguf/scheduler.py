@@ -14,8 +14,6 @@ from itertools import pairwise
 
 from backends.gguf.prefix import common_prefix
 
-# Below this a copy of a whole stream costs more than computing the tokens again.
-MIN_COPY_TOKENS = 32
 # A sequence with fewer tokens still to write is not worth moving next to the others.
 MIN_MOVE_TOKENS = 16
 
@@ -106,7 +104,8 @@ class Scheduler:
 
     `batch_tokens` bounds a step; `busy_batch_tokens` bounds it while answers are being written, so that a long prompt
     delays them by a chunk and not by its whole length. `partial_reuse` is False for models whose memory cannot be cut
-    at an arbitrary token (recurrent layers, sliding windows): they reuse a prefix only as a whole.
+    at an arbitrary token (recurrent layers, sliding windows): they reuse a prefix only as a whole. Fewer than
+    `min_copy_tokens` shared tokens are computed again, for a copy moves a whole stream.
     """
 
     def __init__(
@@ -118,6 +117,7 @@ class Scheduler:
         busy_batch_tokens: int,
         max_waiting: int,
         partial_reuse: bool = True,
+        min_copy_tokens: int = 32,
     ) -> None:
         if not 0 < slots < busy_batch_tokens <= batch_tokens:
             raise ValueError("need 0 < slots < busy_batch_tokens <= batch_tokens, or prefill could starve")
@@ -126,6 +126,7 @@ class Scheduler:
         self._batch_tokens = batch_tokens
         self._busy_batch_tokens = busy_batch_tokens
         self._partial_reuse = partial_reuse
+        self._min_copy_tokens = min_copy_tokens
         self._slots = [_Slot(index) for index in range(slots)]
         self._uses = 0
         self.waiting: deque[Sequence] = deque()
@@ -205,10 +206,10 @@ class Scheduler:
         in_place = shared[nearest.index]
         # Overwriting most of another conversation to save a copy would cost that conversation its cache.
         worth_overwriting = in_place * 2 >= len(nearest.tokens) or nearest is oldest
-        if in_place + MIN_COPY_TOKENS > shared[source.index] and worth_overwriting:
+        if in_place + self._min_copy_tokens > shared[source.index] and worth_overwriting:
             target = nearest
             self._keep(target, in_place, sequence, step)
-        elif shared[source.index] >= MIN_COPY_TOKENS:
+        elif shared[source.index] >= self._min_copy_tokens:
             target = oldest
             self._copy(source, target, shared[source.index], sequence, step)
         else:

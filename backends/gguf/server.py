@@ -129,7 +129,7 @@ class EngineApp:
             )
             room = self._engine.context_tokens - len(prompt)
             max_tokens = answer_tokens if answer_tokens is not None else max(room, 1)
-            generations.append(Generation(number, prompt, max_tokens, params, body.stop, inbox.put))
+            generations.append(Generation(number, prompt, max_tokens, params, body.stop, inbox.put, body.stream))
         self._check_bias(body.logit_bias)
         return generations, inbox
 

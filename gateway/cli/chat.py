@@ -17,6 +17,7 @@ from backends.base import Backend, BackendState, InferenceRequest, Operation
 from backends.errors import BackendError
 
 _POLL_SECONDS = 0.05
+_CLEANUP_SECONDS = 5.0
 
 T = TypeVar("T")
 
@@ -52,12 +53,15 @@ class LoopThread:
             finally:
                 ended.set()
 
-        future = asyncio.run_coroutine_threadsafe(run(), self._loop)
+        future = None
         try:
+            future = asyncio.run_coroutine_threadsafe(run(), self._loop)
             return future.result()
         except KeyboardInterrupt:
-            future.cancel()
-            ended.wait()
+            if future is not None:
+                future.cancel()
+                # Bounded: a call that was cancelled before its first step has nothing to clean up, and never says so.
+                ended.wait(_CLEANUP_SECONDS)
             raise
 
 

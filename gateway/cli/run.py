@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,8 @@ def run(model: str, question: tuple[str, ...], system: str | None, context_token
     from backends.factory import create_backend  # noqa: PLC0415 - help must not pay for the engine's side
     from gateway.cli.chat import Chat, ChatFailed, LoopThread  # noqa: PLC0415
 
+    # What it would log, it also says by failing; between the lines of a conversation nobody wants to read it twice.
+    logging.getLogger("backends").setLevel(logging.CRITICAL)
     with LoopThread() as background:
         chat = Chat(create_backend(settings), settings.name, system)
         try:

@@ -52,7 +52,7 @@ async def test_request_is_answered_by_the_engine(make: Make) -> None:
     backend, _, _ = make()
     await backend.start()
     await backend.wait_ready(LIMIT_SECONDS)
-    assert (backend.name, backend.state, backend.progress, backend.failure) == ("demo", BackendState.READY, 1.0, "")
+    assert (backend.name, backend.state, backend.progress, backend.failure) == ("gguf", BackendState.READY, 1.0, "")
     assert await _body(await backend.send(_request())) == b'{"ok": true}'
 
 
@@ -85,7 +85,7 @@ async def test_while_loading_the_caller_learns_how_far_it_is(make: Make) -> None
             await process.changed()
     with pytest.raises(BackendLoading) as caught:
         await backend.send(_request())
-    assert (caught.value.backend, caught.value.progress, caught.value.retryable) == ("demo", 0.42, True)
+    assert (caught.value.backend, caught.value.progress, caught.value.retryable) == ("gguf", 0.42, True)
 
 
 async def test_model_that_does_not_load_is_named_as_the_cause(make: Make) -> None:
@@ -97,7 +97,7 @@ async def test_model_that_does_not_load_is_named_as_the_cause(make: Make) -> Non
     with pytest.raises(BackendUnavailable, match="failed: the file is no GGUF file") as caught:
         await backend.send(_request())
     assert not isinstance(caught.value, BackendLoading)
-    assert caught.value.backend == "demo"
+    assert caught.value.backend == "gguf"
 
 
 async def test_crash_cuts_every_stream_and_the_next_engine_answers_again(make: Make) -> None:

@@ -14,7 +14,7 @@ from config.schema import GgufSettings, ModelSettings
 def test_nothing_is_started_by_building(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     backend = create_backend(ModelSettings(name="demo", gguf=GgufSettings(source="demo")))
-    assert (backend.name, backend.state) == ("demo", BackendState.STOPPED)
+    assert (backend.name, backend.state) == ("gguf", BackendState.STOPPED)
     assert list(tmp_path.iterdir()) == []
 
 

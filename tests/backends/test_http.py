@@ -180,20 +180,22 @@ async def test_stalled_body_times_out_after_what_was_read() -> None:
 async def test_slow_reader_does_not_time_out() -> None:
     async def script(talk: Talk) -> None:
         await talk.request()
-        await talk.send(CHUNKED + b"3\r\nabc\r\n")
+        await talk.send(CHUNKED)
+        await waited.wait()
+        await talk.send(b"3\r\nabc\r\n")
         await over.wait()
-        await talk.send(b"0\r\n\r\n")
+        await talk.send(b"3\r\ndef\r\n0\r\n\r\n")
 
-    over = asyncio.Event()
+    waited, over = asyncio.Event(), asyncio.Event()
     async with serve(script) as peer:
         client = HttpClient(peer.address, idle_timeout_seconds=0.02)
         slow = await client.request("GET", "/")
-        stalled = await client.request("GET", "/")
+        asyncio.get_running_loop().call_soon(waited.set)
+        assert await anext(slow.chunks) == b"abc"
         with pytest.raises(BackendTimeout):  # as good as a clock: more than the idle timeout has gone by
-            await fetch_rest(stalled)
-        await stalled.aclose()
+            await fetch(client)
         over.set()
-        assert await fetch_rest(slow) == b"abc"
+        assert await fetch_rest(slow) == b"def"
         await slow.aclose()
         await client.aclose()
 

@@ -50,7 +50,10 @@ async def ask(client: HttpClient) -> tuple[bytes, BackendProtocolError | None]:
         pytest.param(OK + b"a: 1\0\r\n\r\n", id="nul-in-header"),
         pytest.param(b"HTTP/1.1 101 S\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n", id="upgrade"),
         pytest.param(b"HTTP/1.1 101 S\r\n\r\n", id="upgrade-to-nothing"),
-        pytest.param(b"HTTP/1.1 099 S\r\ncontent-length: 0\r\n\r\n", id="status-below-100"),
+        pytest.param(b"HTTP/1.1 099 S\r\n\r\n" + answer(b""), id="status-below-100"),
+        pytest.param(b"HTTP/1.1 103 E\r\ncontent-length: 3\r\n\r\nabc" + answer(b""), id="interim-with-a-body"),
+        pytest.param(answer(b"", *[b"x: 1"] * 200), id="many-headers-at-once"),
+        pytest.param(answer(b"", b"x: " + b"a" * 100_000), id="long-header-at-once"),
     ],
 )
 async def test_no_valid_head_is_a_protocol_error(sent: bytes) -> None:

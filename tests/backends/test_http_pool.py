@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -65,22 +66,27 @@ async def test_unasked_bytes_on_an_idle_connection_close_it() -> None:
 
 
 async def test_answer_before_the_request_was_sent_ends_the_connection() -> None:
-    closed = asyncio.Event()
-
     async def script(talk: Talk) -> None:
         await talk.send(answer(b"too large", status=413))
-        await finished.wait()
         await talk.gone()
-        closed.set()
 
-    finished = asyncio.Event()
     async with serve(script) as peer:
         client = HttpClient(peer.address)
-        response = await client.request("POST", "/", (), b"x" * (8 * MIB))
-        assert (response.status, await response.read(100)) == (413, b"too large")
-        await response.aclose()
-        finished.set()
-        await closed.wait()
+        for _ in range(2):
+            assert await fetch(client, b"x" * (8 * MIB)) == b"too large"
+        assert peer.connections == 2
+        await client.aclose()
+
+
+async def test_connection_is_not_used_beyond_its_time_even_if_the_loop_was_too_busy_to_close_it() -> None:
+    async with serve(says(answer(b"hello"))) as peer:
+        client = HttpClient(peer.address, pool_idle_seconds=0.02)
+        assert await fetch(client) == b"hello"
+        busy_until = time.monotonic() + 0.03
+        while time.monotonic() < busy_until:
+            pass
+        assert await fetch(client) == b"hello"
+        assert peer.connections == 2
         await client.aclose()
 
 

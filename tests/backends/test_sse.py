@@ -71,6 +71,15 @@ def test_nothing_makes_it_raise_or_hoard(chunks: list[bytes]) -> None:
         assert len(sniffer.held) <= MAX_OBJECT_BYTES + 64
 
 
+def test_object_without_end_is_given_up() -> None:
+    sniffer = UsageSniffer()
+    for chunk in [b'{"usage": {"a": "', *[b"x" * 1000] * 10]:
+        sniffer.feed(chunk)
+        assert len(sniffer.held) <= MAX_OBJECT_BYTES + 64
+    sniffer.feed(STREAM)
+    assert sniffer.usage == SEEN
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.events import MAX_HELD_BYTES, WholeEvents
+from gateway.events import MAX_HELD_BYTES, WholeEvents, is_opening
 
 DONE = b"data: [DONE]\n\n"
 
@@ -65,6 +65,25 @@ def test_what_only_looks_like_the_end_marker_is_none(end: bytes) -> None:
     _, events = cut(b"data: 1\n\n" + end)
     events.finish()
     assert not events.done
+
+
+ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("events", "opening"),
+    [
+        (ROLE, True),
+        (ROLE.replace(b'""', b" null"), True),
+        (b": ping\n\n", True),
+        (ROLE.replace(b'""', b'"Hi"'), False),
+        (ROLE + ROLE.replace(b'""', b'"Hi"'), False),
+        (b'data: {"choices":[{"text":""}]}\n\n', False),
+        (b"data: [DONE]\n\n", False),
+    ],
+)
+def test_role_alone_is_no_token(events: bytes, opening: bool) -> None:
+    assert is_opening(events) == opening
 
 
 def test_endless_event_is_passed_on_in_pieces() -> None:

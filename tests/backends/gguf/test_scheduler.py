@@ -7,7 +7,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from backends.gguf.scheduler import MIN_COPY_TOKENS, Copy, Keep, QueueFull, Scheduler, Sequence, Step, TooLong
+from backends.gguf.scheduler import Copy, Keep, QueueFull, Scheduler, Sequence, Step, TooLong
 
 
 class Cache:
@@ -204,7 +204,7 @@ def test_models_without_partial_memory_only_reuse_what_is_whole() -> None:
 
 def test_a_copy_that_costs_more_than_it_saves_is_not_made() -> None:
     scheduler, cache = make()
-    shared = list(range(MIN_COPY_TOKENS - 1))
+    shared = list(range(31))
     scheduler.submit([Sequence([*shared, *range(100, 200)], 50)])
     turn(scheduler, cache)
     scheduler.submit([Sequence([*shared, 999], 2)])

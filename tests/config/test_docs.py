@@ -1,0 +1,34 @@
+"""docs/config.md names every key with its default."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from pydantic import BaseModel
+
+import config
+from config.schema import GgufSettings, ModelSettings, ServerSettings
+
+PAGE = Path(config.__file__).parent.parent / "docs" / "config.md"
+
+
+def expected(prefix: str, tree: type[BaseModel]) -> dict[str, str]:
+    found = {}
+    for name, field in tree.model_fields.items():
+        if field.annotation is not GgufSettings:
+            found[prefix + name] = "required" if field.is_required() else _shown(field.get_default())
+    return found
+
+
+def _shown(default: object) -> str:
+    if default is None:
+        return "unset"
+    return default if isinstance(default, str) else json.dumps(default)
+
+
+def test_page_has_every_key_with_its_default() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \| `?([^|`]*)`? \|", PAGE.read_text(), re.MULTILINE)
+    keys = expected("server.", ServerSettings) | expected("models[].", ModelSettings)
+    assert dict(rows) == keys | expected("models[].gguf.", GgufSettings)
