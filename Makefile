@@ -3,6 +3,7 @@
 PYTHON ?= python3
 PROMPT ?= What is continuous batching?
 BIN := .venv/bin
+TRAINER := $(HOME)/.cache/upshift/demo-trainer
 
 .PHONY: setup run test check format bench bench-engine soak lock demo-model clean
 
@@ -25,8 +26,24 @@ format: setup
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+# The gateway's hot path against baselines in the same run.
+bench: setup
+	@$(BIN)/python -m tests.benchmarks.bench_http_client $(ARGS)
+	@$(BIN)/python -m tests.benchmarks.bench_gateway $(ARGS)
+
+# Our engine, llama-server and llama_cpp.server side by side; builds llama-server once.
 bench-engine: setup
 	@$(BIN)/python -m tests.benchmarks.bench_engine $(ARGS)
+
+# 5,000 mixed requests, a fifth of them left by their client.
+soak: setup
+	@UPSHIFT_SOAK_REQUESTS=5000 $(BIN)/pytest tests/e2e/test_soak.py -s
+
+# Trains the demo model anew, half an hour on two cores. PyTorch goes into an environment of its own.
+demo-model: setup
+	@test -x $(TRAINER)/bin/python || $(PYTHON) -m venv $(TRAINER)
+	@$(TRAINER)/bin/pip install --quiet -r backends/gguf/demo/requirements.txt
+	@$(TRAINER)/bin/python -m backends.gguf.demo.train
 
 # Rewrites the locks. Needs uv (pip install uv).
 lock:

@@ -77,12 +77,14 @@ def _control_plane(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         backends = [upstream.backend for _, upstream in readiness.upstreams]
+        announcer = asyncio.create_task(health.announce(readiness))
         try:
             for backend in backends:
                 await backend.start()
             yield
         finally:
-            await asyncio.gather(*(backend.stop() for backend in backends), return_exceptions=True)
+            announcer.cancel()
+            await asyncio.gather(announcer, *(backend.stop() for backend in backends), return_exceptions=True)
             access_log.flush()
 
     # No schema and no documentation pages: they would describe the control plane to whoever asks.

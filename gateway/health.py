@@ -6,7 +6,10 @@ now, or the gateway is shutting down. Models that are ready are served all the s
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any
 
 from fastapi import APIRouter
@@ -14,6 +17,8 @@ from fastapi.responses import JSONResponse
 
 from backends.base import BackendState
 from routing.upstream import Upstream
+
+logger = logging.getLogger("upshift")
 
 _METHODS = ["GET", "HEAD"]
 
@@ -80,3 +85,16 @@ def routes(readiness: Readiness, version: str) -> APIRouter:
         return JSONResponse({"version": version})
 
     return router
+
+
+async def announce(readiness: Readiness, interval_seconds: float = 0.1) -> None:
+    """Logs each time a model becomes ready, and how long that took, until cancelled. What goes wrong instead is logged
+    by the engine's supervisor. Polls: states change a few times in a process's life."""
+    waiting = {model: monotonic() for model, _ in readiness.upstreams}
+    while True:
+        for model, upstream in readiness.upstreams:
+            if upstream.backend.state is not BackendState.READY:
+                waiting.setdefault(model, monotonic())
+            elif model in waiting:
+                logger.info("model %s is ready after %.1f s", model, monotonic() - waiting.pop(model))
+        await asyncio.sleep(interval_seconds)

@@ -125,3 +125,5 @@ def configure(level: int = logging.INFO, stream: TextIO | None = None) -> None:
     # that is logged here. httpx would log the address of every call.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    # Its news are failures; that a model is ready is said in the gateway's own words.
+    logging.getLogger("backends.process").setLevel(logging.WARNING)

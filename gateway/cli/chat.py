@@ -68,9 +68,10 @@ class LoopThread:
 class Chat:
     """One conversation: its messages so far, and the backend that answers. `close` stops the backend."""
 
-    def __init__(self, backend: Backend, model: str, system: str | None) -> None:
+    def __init__(self, backend: Backend, model: str, system: str | None, temperature: float = 1.0) -> None:
         self._backend = backend
         self._model = model
+        self._temperature = temperature
         self._opening = [{"role": "system", "content": system}] if system else []
         self._messages = list(self._opening)
 
@@ -95,7 +96,9 @@ class Chat:
         """Writes the answer piece by piece. What was written stays in the conversation, also after a cancellation;
         a question without any answer is forgotten. Raises ChatFailed."""
         question = {"role": "user", "content": text}
-        body = json.dumps({"model": self._model, "messages": [*self._messages, question], "stream": True}).encode()
+        messages = [*self._messages, question]
+        wanted = {"model": self._model, "messages": messages, "stream": True, "temperature": self._temperature}
+        body = json.dumps(wanted).encode()
         pieces: list[str] = []
         try:
             response = await self._backend.send(InferenceRequest(Operation.CHAT, self._model, body, True, "run"))

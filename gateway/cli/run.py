@@ -22,7 +22,16 @@ _COMMANDS = "/clear forgets the conversation, /bye leaves; Ctrl-C stops an answe
 @click.argument("question", nargs=-1)
 @click.option("--system", metavar="TEXT", help="A system message, ahead of the conversation.")
 @click.option("--context-tokens", type=click.IntRange(64), metavar="N", help="Longest conversation, in tokens.")
-def run(model: str, question: tuple[str, ...], system: str | None, context_tokens: int | None) -> int:
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 2),
+    default=0.7,
+    show_default=True,
+    help="0 always takes the likeliest word.",
+)
+def run(
+    *, model: str, question: tuple[str, ...], system: str | None, context_tokens: int | None, temperature: float
+) -> int:
     """Chat with MODEL (`demo`, the path of a .gguf file, or NAME=PATH) in the terminal.
 
     With a QUESTION, or with text on standard input, it answers once and ends.
@@ -43,7 +52,7 @@ def run(model: str, question: tuple[str, ...], system: str | None, context_token
     # What it would log, it also says by failing; between the lines of a conversation nobody wants to read it twice.
     logging.getLogger("backends").setLevel(logging.CRITICAL)
     with LoopThread() as background:
-        chat = Chat(create_backend(settings), settings.name, system)
+        chat = Chat(create_backend(settings), settings.name, system, temperature)
         try:
             background.call(chat.start(_show_progress))
             _clear_progress()

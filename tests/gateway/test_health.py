@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+
 import pytest
 
 from backends.base import BackendState
+from gateway.health import Readiness, announce
+from routing.upstream import Upstream
 from tests.fakes import FakeBackend
 from tests.gateway.running import serving
 
@@ -49,3 +54,28 @@ async def test_probes_may_ask_for_the_head_only(path: str) -> None:
     async with serving(FakeBackend()) as gateway:
         answer = await gateway.client.head(path)
         assert (answer.status_code, answer.content) == (200, b"")
+
+
+async def test_each_time_a_model_becomes_ready_is_announced() -> None:
+    told: asyncio.Queue[str] = asyncio.Queue()
+    handler = logging.Handler()
+    handler.emit = lambda record: told.put_nowait(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("upshift")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    backend = FakeBackend("m", state=BackendState.STARTING)
+    task = asyncio.create_task(announce(Readiness([("m", Upstream(backend))]), interval_seconds=0))
+    try:
+        async with asyncio.timeout(5):
+            for _ in range(2):
+                await asyncio.sleep(0)
+                backend.state = BackendState.READY
+                assert (await told.get()).startswith("model m is ready after 0.")
+                backend.state = BackendState.STARTING
+                for _ in range(3):
+                    await asyncio.sleep(0)
+        assert told.empty()
+    finally:
+        task.cancel()
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)

@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,17 +39,18 @@ def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
 
 
 def logged(process: subprocess.Popen[str], pattern: str) -> str:
-    """The first group of `pattern` in the log, as soon as it is there."""
+    """The first group of `pattern` in the log, as soon as it is there. After a minute the process is killed."""
     assert process.stderr is not None
     seen = ""
-    while select.select([process.stderr], [], [], 60)[0]:
-        line = process.stderr.readline()
-        seen += line
-        found = re.search(pattern, line)
-        if found:
-            return found[1]
-        if not line:
-            break
+    alarm = threading.Timer(60, process.kill)
+    alarm.start()
+    try:
+        for line in process.stderr:
+            seen += line
+            if found := re.search(pattern, line):
+                return found[1]
+    finally:
+        alarm.cancel()
     pytest.fail(f"{pattern!r} was not logged:\n{seen}")
 
 
