@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import random
 import re
+from functools import cache
 from typing import Any
 
 import pytest
+from jinja2 import Template
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from backends.gguf.demo.chat import Conversation, Parameter, Tool
@@ -21,11 +23,15 @@ def text_of(made: Conversation) -> str:
     return "".join(text for text, _ in made.parts())
 
 
-def rendered(messages: list[dict[str, Any]], tools: list[Any], *, trim: bool = True, ask: bool = True) -> str:
+@cache
+def template(*, trim: bool) -> Template:
     environment = ImmutableSandboxedEnvironment(trim_blocks=trim, lstrip_blocks=trim)
     environment.filters["tojson"] = json.dumps
-    template = environment.from_string(read_demo().metadata["tokenizer.chat_template"])
-    return template.render(messages=messages, tools=tools, add_generation_prompt=ask)
+    return environment.from_string(read_demo().metadata["tokenizer.chat_template"])
+
+
+def rendered(messages: list[dict[str, Any]], tools: list[Any], *, trim: bool = True, ask: bool = True) -> str:
+    return template(trim=trim).render(messages=messages, tools=tools, add_generation_prompt=ask)
 
 
 def test_same_seed_gives_the_same_conversations() -> None:
