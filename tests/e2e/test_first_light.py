@@ -65,7 +65,11 @@ def test_make_run_answers_and_the_readmes_clients_work(tmp_path: Path) -> None:
 
 def test_run_answers_one_question(tmp_path: Path) -> None:
     ended = subprocess.run(
-        [*UPSHIFT, "run", "demo", "--temperature", "0", "What is 2 plus 3?"], capture_output=True, text=True, timeout=60, check=True
+        [*UPSHIFT, "run", "demo", "--temperature", "0", "What is 2 plus 3?"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert "5" in ended.stdout
 
