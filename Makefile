@@ -21,6 +21,7 @@ check: setup
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-cache --no-logo
+	@$(BIN)/pytest tests/test_docs.py tests/test_architecture.py
 
 format: setup
 	@$(BIN)/ruff format .

@@ -47,6 +47,11 @@ class GgufBackend:
         return self._process.failure
 
     @property
+    def gave_up(self) -> bool:
+        """Whether it will stay FAILED: its model cannot be loaded."""
+        return self._process.gave_up
+
+    @property
     def restarts(self) -> int:
         """How often the engine had to be started again."""
         return self._process.restarts

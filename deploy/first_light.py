@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,10 @@ START_SECONDS = 120
 
 def main() -> int:
     question = sys.argv[1] if len(sys.argv) > 1 else "What is continuous batching?"
+    with socket.socket() as probe:
+        if probe.connect_ex((HOST, int(PORT))) == 0:
+            say(f"{HOST}:{PORT} is taken. Stop what listens there, or choose: make run UPSHIFT_PORT=8486")
+            return 1
     # Ctrl-C reaches the gateway as well, it is in our process group: it drains, and its exit code is ours.
     signal.signal(signal.SIGINT, lambda *_: None)
     upshift = Path(sys.executable).with_name("upshift")

@@ -40,6 +40,11 @@ class Readiness:
         """Names of the models that cannot answer now."""
         return [model for model, upstream in self.upstreams if upstream.backend.state is not BackendState.READY]
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether no model will ever answer: a gateway that serves nothing should say so by ending."""
+        return all(getattr(upstream.backend, "gave_up", False) for _, upstream in self.upstreams)
+
     def describe(self) -> dict[str, Any]:
         """The JSON of /readyz."""
         status = "draining" if self.draining else "ready" if self.ready else "not_ready"

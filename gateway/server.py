@@ -39,7 +39,7 @@ class ListenError(Exception):
 
 def serve(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT; returns the process's exit code: 0 after a drain, 1 where a second signal cut
-    it short. Raises ListenError before anything is started."""
+    it short or no model could be loaded. Raises ListenError before anything is started."""
     sockets = bind(settings.server.host, settings.server.port)
     log.configure()
     _raise_file_limit()
@@ -48,7 +48,7 @@ def serve(settings: Settings) -> int:
     port = sockets[0].getsockname()[1]
     server = GatewayServer(settings, app, lambda: _announce(settings, port))
     server.run(sockets=sockets)
-    return 1 if server.force_exit else 0
+    return 1 if server.force_exit or server.failed else 0
 
 
 class GatewayServer(uvicorn.Server):
@@ -58,6 +58,7 @@ class GatewayServer(uvicorn.Server):
         self._app = app
         self._on_listening = on_listening
         self._drain_seconds = settings.server.drain_seconds
+        self.failed = False
         super().__init__(
             uvicorn.Config(
                 app,
@@ -83,6 +84,13 @@ class GatewayServer(uvicorn.Server):
         gc.collect()
         gc.freeze()
         self._on_listening()
+
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn's, ten times a second; ends a gateway none of whose models can be loaded."""
+        if self._app.readiness.hopeless and not self.should_exit:
+            logger.error("no model can be served: stopping")
+            self.failed = self.should_exit = True
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

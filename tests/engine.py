@@ -26,6 +26,10 @@ class EngineUnderTest:
         transport = httpx.AsyncHTTPTransport(uds=str(self.socket), limits=httpx.Limits(max_connections=None))
         return httpx.AsyncClient(transport=transport, base_url="http://engine", timeout=120)
 
+    def resident_mib(self) -> float:
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
     def metric(self, name: str) -> float:
         return metric(self.client.get("/metrics").text, name)
 

@@ -11,6 +11,7 @@ PACKAGES = ("gateway", "routing", "backends", "config")
 FUNCTION_LINES, FILE_LINES = 40, 300
 # Longer for a reason.
 LONG_FILES = {
+    "backends/gguf/llama.py": "everything that touches llama_cpp",
     "backends/gguf/runner.py": "the engine loop in one piece",
     "backends/gguf/scheduler.py": "one class with one state",
     "backends/http_connection.py": "one protocol with one state",

@@ -23,7 +23,6 @@ class Answer:
     object: ClassVar[str]
     chunk_object: ClassVar[str]
     prefix: ClassVar[str]
-    prompt_field: ClassVar[str]
 
     def __init__(self, model: str, pieces: Sequence[bytes], generations: Sequence[Generation]) -> None:
         self._pieces = pieces
@@ -77,7 +76,7 @@ class Answer:
 class ChatAnswer(Answer):
     """/v1/chat/completions. With `tools`, Hermes calls in the text become `tool_calls`."""
 
-    object, chunk_object, prefix, prompt_field = "chat.completion", "chat.completion.chunk", "chatcmpl", "messages"
+    object, chunk_object, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
     def __init__(
         self, model: str, pieces: Sequence[bytes], generations: Sequence[Generation], *, tools: bool, logprobs: bool
@@ -164,7 +163,7 @@ class ChatAnswer(Answer):
 class CompletionAnswer(Answer):
     """/v1/completions."""
 
-    object, chunk_object, prefix, prompt_field = "text_completion", "text_completion", "cmpl", "prompt"
+    object, chunk_object, prefix = "text_completion", "text_completion", "cmpl"
 
     def __init__(
         self, model: str, pieces: Sequence[bytes], generations: Sequence[Generation], *, logprobs: bool

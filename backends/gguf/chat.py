@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import jinja2
@@ -13,7 +15,11 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEnvironment
 
 MAX_TEMPLATE_BYTES = 512 * 1024
+RENDER_SECONDS = 5.0
 _MAX_REPEAT = 10_000
+# They pad to any width, and no chat template needs them.
+_PADDING_FILTERS = ("center", "format", "indent", "wordwrap")
+_PADDING_METHODS = frozenset({"center", "expandtabs", "format", "format_map", "ljust", "rjust", "zfill"})
 
 # For models without a template: the most common form, which llama.cpp falls back to as well.
 CHATML = (
@@ -35,6 +41,8 @@ class ChatTemplate:
             raise TemplateError(f"the model's chat template is over {MAX_TEMPLATE_BYTES} bytes")
         environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.filters["tojson"] = _tojson
+        for name in _PADDING_FILTERS:
+            del environment.filters[name]
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = _strftime_now
         self._specials = {"bos_token": bos, "eos_token": eos}
@@ -46,18 +54,55 @@ class ChatTemplate:
     def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
         """The prompt, ready for the assistant's answer. Raises TemplateError."""
         try:
-            return self._template.render(messages=messages, tools=tools, add_generation_prompt=True, **self._specials)
+            with _time_limit(RENDER_SECONDS):
+                return self._template.render(
+                    messages=messages, tools=tools, add_generation_prompt=True, **self._specials
+                )
+        except _Overtime as error:
+            raise TemplateError(f"the model's chat template took over {RENDER_SECONDS} s") from error
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             raise TemplateError(f"the model's chat template refused the messages: {error}") from error
+
+
+class _Overtime(BaseException):
+    """Raised inside a template that does not end. No Exception, so that no template construct swallows it."""
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Interrupts the Python code of this thread after `seconds`. Must not run on the event loop's thread."""
+    lock, thread, over = threading.Lock(), threading.get_ident(), False
+
+    def interrupt() -> None:
+        with lock:
+            if not over:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Overtime))
+
+    timer = threading.Timer(seconds, interrupt)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            over = True
+        timer.cancel()
 
 
 class _Environment(ImmutableSandboxedEnvironment):
     """The sandbox of jinja2, plus a bound on what a template may multiply out of nothing."""
 
-    intercepted_binops = frozenset({"*", "**"})
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return attr not in _PADDING_METHODS and super().is_safe_attribute(obj, attr, value)
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" or any(isinstance(n, int) and abs(n) > _MAX_REPEAT for n in (left, right)):
+        if (
+            operator == "**"
+            or (operator == "%" and isinstance(left, str))
+            or any(isinstance(n, int) and abs(n) > _MAX_REPEAT for n in (left, right))
+        ):
             raise jinja2.exceptions.SecurityError(
                 f"{left!r:.40} {operator} {right!r:.40} is too much for a chat template"
             )
@@ -97,6 +142,6 @@ def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def _with_object_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
     function = dict(call["function"])
-    with suppress(ValueError):  # a model wrote it once; the template then shows the text as it is
+    with suppress(ValueError, RecursionError):  # a model wrote it once; the template then shows the text as it is
         function["arguments"] = json.loads(function.get("arguments") or "{}")
     return {**call, "function": function}

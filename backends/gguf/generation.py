@@ -41,7 +41,7 @@ class Generation:
     held: list[Output] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.sequence = Sequence(list(self.prompt), self.max_tokens)
+        self.sequence = Sequence(self.prompt, self.max_tokens)
         self.text = TextStream(self.stop)
 
     @property

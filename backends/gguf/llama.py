@@ -52,8 +52,11 @@ def _on_log(level: int, text: bytes, _user_data: Any) -> None:
 
 
 def _last_words() -> str:
+    """What llama.cpp logged as the cause, else its last line; in brackets, empty when it said nothing."""
     lines = [line for line in _log_lines if line]
-    return f" ({lines[-1]})" if lines else ""
+    causes = [line.partition("error loading model: ")[2] for line in lines if "error loading model: " in line]
+    said = (causes or lines)[-1:]
+    return f" ({said[0]})" if said else ""
 
 
 def self_check() -> None:
@@ -111,6 +114,7 @@ class Model:
         self.adds_bos: bool = C.llama_vocab_get_add_bos(self._vocab)
         self.end_tokens = frozenset(t for t in range(self.n_vocab) if C.llama_vocab_is_eog(self._vocab, t))
         self.pieces = [self._piece(token) for token in range(self.n_vocab)]
+        self.longest_piece_bytes = max(map(len, self.pieces), default=1)
 
     @property
     def kv_bytes_per_token(self) -> int:

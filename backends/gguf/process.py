@@ -9,6 +9,7 @@ import signal
 import socket
 import stat
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,8 @@ class _Process:
         self._app = EngineApp(self._engine, self._names)
         self._engine.start()
         if self._exit_with_parent:
-            loop.add_reader(sys.stdin.fileno(), self._on_parent_input)
+            # A thread, so that it is seen whatever the event loop is busy with.
+            threading.Thread(target=self._end_with_parent, name="parent", daemon=True).start()
         where = self._listener.getsockname()
         address = where if isinstance(where, str) else f"http://{where[0]}:{where[1]}/v1"
         _say(f"loading {self._options.path} as {self._names[0]!r} on {address}")
@@ -129,10 +131,10 @@ class _Process:
     def _on_engine_end(self, _failure: str) -> None:
         self._server.should_exit = True
 
-    def _on_parent_input(self) -> None:
-        """The parent never writes; readable means that it is gone, whatever killed it."""
-        if os.read(sys.stdin.fileno(), 1024):
-            return
+    def _end_with_parent(self) -> None:
+        """The parent holds the other end of our standard input and never writes: its end is the parent's."""
+        while os.read(sys.stdin.fileno(), 1024):
+            pass
         where = self._listener.getsockname()
         if isinstance(where, str):
             with suppress(OSError):

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from backends.gguf.generation import Generation, Output
 from backends.gguf.llama import Context, DecodeError, FloatMatrix, LlamaError, Model, self_check
 from backends.gguf.options import EngineOptions, default_parallel, default_threads, min_copy_tokens
 from backends.gguf.sampler import TokenLogprob, TokenSampler
-from backends.gguf.scheduler import Copy, QueueFull, Row, Scheduler, Sequence, Step
+from backends.gguf.scheduler import Copy, QueueFull, Row, Scheduler, Sequence, Step, check_fits
 
 _T = TypeVar("_T")
 
@@ -64,16 +64,24 @@ class Engine(threading.Thread):
         self._by_sequence: dict[Sequence, Generation] = {}
         self._outbox: list[tuple[Generation, Output]] = []
         self._decode_failures = 0
+        self._resources = ExitStack()
 
     # -- called from the event loop ------------------------------------------------------------------------------
 
+    def check_fits(self, prompt_tokens: int, max_tokens: int) -> None:
+        """Raises TooLong when no slot could ever hold that much."""
+        check_fits(prompt_tokens, max_tokens, self.context_tokens)
+
+    @property
+    def most_choices(self) -> int:
+        """As many as can run and wait at once; a request with more could never be taken."""
+        return self.options.max_waiting + self.parallel
+
     def submit(self, generations: list[Generation]) -> None:
-        """Queues all choices of a request or none. Raises TooLong, or QueueFull by the scheduler's bound, counting what
-        is still on its way to it."""
-        for generation in generations:
-            self.scheduler.check_fits(generation.sequence)
+        """Queues all choices of a request or none. Raises QueueFull, by the scheduler's bound, counting what is still
+        on its way to it. Whether they fit was checked before they were made (`check_fits`)."""
         with self._wake:
-            room = self.options.max_waiting + self.parallel - len(self._by_sequence) - len(self._arrived)
+            room = self.most_choices - len(self._by_sequence) - len(self._arrived)
             if len(generations) > room:
                 raise QueueFull
             self._arrived.extend(generations)
@@ -111,24 +119,34 @@ class Engine(threading.Thread):
     # -- the thread ----------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Load, serve, close. Any failure ends in `failure` and one call of `on_end` on the event loop."""
+        """Load, serve, close. However it ends, whoever waits is told, and `on_end` is called on the event loop."""
         try:
             self._load()
-        except (LlamaError, OSError) as error:
-            self.failure = str(error)
-        else:
-            try:
-                self._serve()
-            except LlamaError as error:
-                logger.error("engine stopped: %s", error)
-                self.failure = str(error)
-            finally:
-                self._close()
-        self._post(self._on_end, self.failure)
+            self._serve()
+        except Exception as error:  # the thread's last stop: a process without it must not live on
+            self.failure = str(error) or type(error).__name__
+            if not isinstance(error, LlamaError | OSError):
+                logger.exception("the engine thread failed")
+        finally:
+            self.ready = False
+            self._abandon(self.failure or "the engine is stopping")
+            self._resources.close()
+            self._post(self._on_end, self.failure)
+
+    def _abandon(self, why: str) -> None:
+        """Ends everything that still runs or waits with an error."""
+        with self._wake:
+            left = [*self._by_sequence.values(), *self._arrived]
+            self._by_sequence.clear()
+            self._arrived.clear()
+        for generation in left:
+            self._emit(generation, Output(generation.index, "", finish_reason="error", error=why))
+        self._send_outbox()
 
     def _load(self) -> None:
         self_check()
         self.model = Model(self.options.path, on_progress=self._on_progress)
+        self._resources.callback(self.model.close)
         self.context_tokens = self.options.context_tokens or min(self.model.trained_context_tokens, 4096)
         self.parallel = self.options.parallel or default_parallel(self.model.kv_bytes_per_token * self.context_tokens)
         busy_batch_tokens = max(self.options.busy_batch_tokens, 2 * self.parallel)
@@ -140,6 +158,7 @@ class Engine(threading.Thread):
             batch_tokens=batch_tokens,
             threads=self.options.threads or default_threads(),
         )
+        self._resources.callback(self.context.close)
         self.scheduler = Scheduler(
             slots=self.parallel,
             slot_tokens=self.context_tokens,
@@ -182,21 +201,15 @@ class Engine(threading.Thread):
                 self._by_sequence[generation.sequence] = generation
             self._arrived.clear()
         self.scheduler.submit([g.sequence for g in arrived])
-        for generation in [g for g in self._by_sequence.values() if g.cancelled or stopping]:
-            self._drop(generation, stopping=stopping)
+        for generation in [g for g in self._by_sequence.values() if g.cancelled]:
+            self._release(generation)
+            self.counters.cancelled += 1
         return not stopping
 
     def _audit(self) -> None:
         """Nothing runs: does the cache hold what the scheduler believes? Some microseconds, and the metric tells."""
         slots = range(self.parallel)
         self.kv_mismatches = sum(self.context.held_tokens(s) != self.scheduler.held_tokens(s) for s in slots)
-
-    def _drop(self, generation: Generation, *, stopping: bool) -> None:
-        self._release(generation)
-        if generation.cancelled:
-            self.counters.cancelled += 1
-        elif stopping:
-            self._emit(generation, Output(generation.index, "", finish_reason="error", error="the engine is stopping"))
 
     def _compute(self, step: Step) -> None:
         """One turn: cache operations, one decode, one token for every row that ends its sequence."""
@@ -312,12 +325,6 @@ class Engine(threading.Thread):
     def _post(self, callback: Callable[[_T], None], argument: _T) -> None:
         with suppress(RuntimeError):  # the loop is closed: the process ends and nobody waits for this any more
             self._loop.call_soon_threadsafe(callback, argument)
-
-    def _close(self) -> None:
-        self._send_outbox()
-        self.ready = False
-        self.context.close()
-        self.model.close()
 
 
 def _deliver(outbox: list[tuple[Generation, Output]]) -> None:

@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 from backends.gguf.llama import Context, SamplerChain, SamplerSettings
 
+# As in vLLM: dividing logits by less overflows float32.
+_GREEDY_BELOW = 1e-5
+
 FloatRow = npt.NDArray[np.float32]
 
 
@@ -58,7 +61,7 @@ class TokenSampler:
             np.fromiter(params.logit_bias.values(), dtype=np.float32),
         )
         self._chain: SamplerChain | None = None
-        if params.temperature > 0:
+        if params.temperature >= _GREEDY_BELOW:
             self._chain = SamplerChain(
                 SamplerSettings(params.temperature, params.top_k, params.top_p, params.min_p, params.seed)
             )
@@ -110,7 +113,7 @@ def _logprob(logits: FloatRow, token: int, top: int) -> TokenLogprob:
     highest = logits.max()
     normaliser = highest + np.log(np.exp(logits - highest).sum())
     best: list[tuple[int, float]] = []
-    if top:
+    if top := min(top, len(logits)):
         indices = np.argpartition(logits, -top)[-top:]
         indices = indices[np.argsort(-logits[indices], kind="stable")]
         best = [(int(i), float(logits[i] - normaliser)) for i in indices]

@@ -99,6 +99,12 @@ class _Slot:
         return self.tokens if self.sequence is None else self.sequence.tokens
 
 
+def check_fits(prompt_tokens: int, max_tokens: int, slot_tokens: int) -> None:
+    """Raises TooLong when a slot could never hold prompt and answer."""
+    if prompt_tokens + max_tokens > slot_tokens:
+        raise TooLong(prompt_tokens, max_tokens, slot_tokens)
+
+
 class Scheduler:
     """Owns slots, the waiting list and the reuse of prefixes.
 
@@ -137,16 +143,11 @@ class Scheduler:
     def submit(self, sequences: list[Sequence]) -> None:
         """Queues all of `sequences` or none. Raises TooLong or QueueFull."""
         for sequence in sequences:
-            self.check_fits(sequence)
+            check_fits(sequence.prompt_tokens, sequence.max_tokens, self.slot_tokens)
         free = len(self._slots) - len(self.running)
         if len(self.waiting) + len(sequences) > self.max_waiting + free:
             raise QueueFull
         self.waiting.extend(sequences)
-
-    def check_fits(self, sequence: Sequence) -> None:
-        """Raises TooLong when no slot could ever hold the sequence."""
-        if sequence.reserved > self.slot_tokens:
-            raise TooLong(sequence.prompt_tokens, sequence.max_tokens, self.slot_tokens)
 
     def finish(self, sequence: Sequence, *, keep_tokens: bool = True) -> None:
         """Takes a sequence out, wherever it is; its slot stays reusable unless its content cannot be trusted."""
@@ -215,6 +216,7 @@ class Scheduler:
         else:
             target = oldest
             self._keep(target, shared[oldest.index], sequence, step)
+        sequence.tokens = list(sequence.tokens)  # its own from here on: choices wait with one prompt between them
         self._own(target, sequence)
         self.running.append(sequence)
 

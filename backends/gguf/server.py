@@ -7,6 +7,7 @@ socket answers at once; /health says 503 with progress until the model is loaded
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -40,6 +41,8 @@ _LARGE_TEXT_BYTES = 32 * 1024
 
 _Body = TypeVar("_Body", bound=BaseModel)
 
+logger = logging.getLogger("upshift.engine")
+
 
 class EngineApp:
     """The ASGI app. `names` are the model names it answers to; the first is the one it lists."""
@@ -67,6 +70,9 @@ class EngineApp:
             await send_refusal(send, refused)
         except ClientGone:
             pass
+        except Exception:  # the last stop: an answer in JSON, the cause in the log
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            await send_refusal(send, Refused(500, "internal_error", "the engine failed to answer; its log says why"))
 
     def _route(self, scope: Scope) -> Callable[[Receive, Send], Awaitable[None]]:
         method, path = scope["method"], scope["path"]
@@ -108,36 +114,38 @@ class EngineApp:
     def _generations(
         self, prompts: list[list[int]], body: ChatRequest | CompletionRequest, answer_tokens: int | None
     ) -> tuple[list[Generation], Inbox]:
-        """One Generation per prompt and choice. The seed of choice i is seed + i, so that choices differ."""
-        inbox = Inbox()
-        seed = secrets.randbits(32) if body.seed is None else body.seed
-        generations = []
-        for number, prompt in enumerate(p for p in prompts for _ in range(body.n)):
-            params = SamplingParams(
-                temperature=body.temperature,
-                top_p=body.top_p,
-                top_k=body.top_k,
-                min_p=body.min_p,
-                seed=(seed + number % body.n) % 2**32,
-                frequency_penalty=body.frequency_penalty,
-                presence_penalty=body.presence_penalty,
-                repetition_penalty=body.repetition_penalty,
-                logit_bias=body.logit_bias,
-                min_tokens=body.min_tokens,
-                ignore_eos=body.ignore_eos,
-                top_logprobs=body.top,
-            )
-            room = self._engine.context_tokens - len(prompt)
-            max_tokens = answer_tokens if answer_tokens is not None else max(room, 1)
-            generations.append(Generation(number, prompt, max_tokens, params, body.stop, inbox.put, body.stream))
+        """One Generation per prompt and choice, once it is sure that all can be served."""
         self._check_bias(body.logit_bias)
+        most = self._engine.most_choices
+        if len(prompts) * body.n > most:
+            raise Refused(400, "invalid_request", f"n: at most {most} choices of all prompts together", param="n")
+        limits = [self._answer_tokens(prompt, answer_tokens, body) for prompt in prompts]
+        seed = secrets.randbits(32) if body.seed is None else body.seed
+        inbox = Inbox()
+        generations: list[Generation] = []
+        for prompt, max_tokens in zip(prompts, limits, strict=True):
+            for choice in range(body.n):
+                # Choice i draws with seed + i, so that choices differ.
+                params = _sampling(body, (seed + choice) % 2**32)
+                made = Generation(len(generations), prompt, max_tokens, params, body.stop, inbox.put, body.stream)
+                generations.append(made)
         return generations, inbox
+
+    def _answer_tokens(self, prompt: list[int], wanted: int | None, body: ChatRequest | CompletionRequest) -> int:
+        context = self._engine.context_tokens
+        max_tokens = wanted if wanted is not None else max(context - len(prompt), 1)
+        try:
+            self._engine.check_fits(len(prompt), max_tokens)
+        except TooLong as error:
+            text = f"{len(prompt)} of the prompt and {max_tokens} of the answer were asked for"
+            raise _too_long(context, text, "messages" if isinstance(body, ChatRequest) else "prompt") from error
+        return max_tokens
 
     async def _generate(
         self, answer: Answer, inbox: Inbox, body: ChatRequest | CompletionRequest, receive: Receive, send: Send
     ) -> None:
         generations = answer.generations
-        self._submit(generations, answer.prompt_field)
+        self._submit(generations)
         watcher = asyncio.create_task(watch(receive, inbox))
         try:
             if body.stream:
@@ -149,24 +157,13 @@ class EngineApp:
             watcher.cancel()
             self._engine.cancel(generations)  # without effect on those that ended
 
-    def _submit(self, generations: list[Generation], prompt_field: str) -> None:
+    def _submit(self, generations: list[Generation]) -> None:
         try:
             self._engine.submit(generations)
-        except TooLong as error:
-            raise Refused(
-                400,
-                "context_length_exceeded",
-                f"This model's context is {error.slot_tokens} tokens, but {error.prompt_tokens} of the prompt and "
-                f"{error.max_tokens} of the answer were asked for. Shorten the prompt or lower max_tokens.",
-                param=prompt_field,
-            ) from error
         except QueueFull as error:
-            raise Refused(
-                503,
-                "overloaded",
-                f"{self._engine.waiting} requests are waiting already; try again shortly",
-                retry_after_seconds=1,
-            ) from error
+            waiting = self._engine.waiting
+            message = f"{waiting} requests are waiting already; try again shortly"
+            raise Refused(503, "overloaded", message, retry_after_seconds=1) from error
 
     # -- tokens --------------------------------------------------------------------------------------------------
 
@@ -174,15 +171,18 @@ class EngineApp:
         plain = plain_messages([message.model_dump(exclude_none=True) for message in messages])
         tool_list = [tool.model_dump(exclude_none=True) for tool in tools] if tools else None
         try:
-            text = self._chat_template().render(plain, tool_list)
+            # Beside the event loop: the template is the model's, and may take its time.
+            text = await asyncio.to_thread(self._chat_template().render, plain, tool_list)
         except TemplateError as error:
             raise Refused(400, "invalid_request", str(error), param="messages") from error
         # Templates write the BOS token themselves where the model wants one.
-        return await self._tokens(text, add_special=False)
+        return await self._tokens(text, add_special=False, field="messages")
 
     async def _prompts(self, prompt: str | list[str] | list[int] | list[list[int]]) -> list[list[int]]:
         many: list[Any] = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
-        prompts = [await self._tokens(p, add_special=True) if isinstance(p, str) else list(p) for p in many]
+        prompts = [
+            await self._tokens(p, add_special=True, field="prompt") if isinstance(p, str) else list(p) for p in many
+        ]
         n_vocab = self._engine.model.n_vocab
         for tokens in prompts:
             if not tokens:
@@ -191,8 +191,10 @@ class EngineApp:
                 raise Refused(400, "invalid_request", f"prompt: token ids end at {n_vocab - 1}", param="prompt")
         return prompts
 
-    async def _tokens(self, text: str, *, add_special: bool) -> list[int]:
-        model = self._engine.model
+    async def _tokens(self, text: str, *, add_special: bool, field: str) -> list[int]:
+        model, context = self._engine.model, self._engine.context_tokens
+        if len(text) > context * model.longest_piece_bytes:
+            raise _too_long(context, f"{len(text)} characters cannot fit into them", field)
         if len(text) < _LARGE_TEXT_BYTES:
             return model.tokenize(text, add_special=add_special, parse_special=True)
         return await asyncio.to_thread(model.tokenize, text, add_special=add_special, parse_special=True)
@@ -215,7 +217,8 @@ class EngineApp:
         if body.messages is not None:
             tokens = await self._chat_tokens(body.messages, None)
         else:
-            tokens = await self._tokens(body.prompt or "", add_special=body.add_special_tokens is not False)
+            special = body.add_special_tokens is not False
+            tokens = await self._tokens(body.prompt or "", add_special=special, field="prompt")
         await send_json(
             send, 200, {"count": len(tokens), "max_model_len": self._engine.context_tokens, "tokens": tokens}
         )
@@ -257,3 +260,25 @@ class EngineApp:
                 404, "model_not_found", f"no model {model!r} here; there is {self._names[0]!r}", param="model"
             )
         return body
+
+
+def _too_long(context_tokens: int, what: str, field: str) -> Refused:
+    message = f"This model's context is {context_tokens} tokens, but {what}. Shorten the prompt or lower max_tokens."
+    return Refused(400, "context_length_exceeded", message, param=field)
+
+
+def _sampling(body: ChatRequest | CompletionRequest, seed: int) -> SamplingParams:
+    return SamplingParams(
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        seed=seed,
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
+        repetition_penalty=body.repetition_penalty,
+        logit_bias=body.logit_bias,
+        min_tokens=body.min_tokens,
+        ignore_eos=body.ignore_eos,
+        top_logprobs=body.top,
+    )

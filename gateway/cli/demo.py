@@ -42,5 +42,5 @@ def export(directory: Path) -> None:
     try:
         write(directory)
     except OSError as error:
-        raise click.ClickException(f"{directory} cannot be written: {error.strerror}") from error
+        raise click.ClickException(f"{directory} cannot be written: {error.strerror or error}") from error
     click.echo(f"The demo model is in {directory}")

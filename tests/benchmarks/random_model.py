@@ -42,12 +42,13 @@ _TEMPLATE = (
 )
 
 
-def write_random_model(path: Path, shape: Shape, *, seed: int = 0) -> None:
+def write_random_model(path: Path, shape: Shape, *, seed: int = 0, template: str = _TEMPLATE) -> None:
     """Writes `path` at once or not at all."""
     generator = np.random.default_rng(seed)
     partial = path.with_suffix(".partial")
     writer = GGUFWriter(partial, "llama")
     _write_metadata(writer, shape)
+    writer.add_chat_template(template)
     kv_width = shape.width // shape.heads * shape.kv_heads
     _add_q8(writer, "token_embd.weight", (shape.vocabulary, shape.width), generator)
     _add_norm(writer, "output_norm.weight", shape.width)
@@ -90,7 +91,6 @@ def _write_metadata(writer: GGUFWriter, shape: Shape) -> None:
     writer.add_eos_token_id(len(tokens) - 1)
     writer.add_bos_token_id(len(tokens) - 1)
     writer.add_add_bos_token(False)
-    writer.add_chat_template(_TEMPLATE)
 
 
 def _vocabulary(size: int) -> tuple[list[str], list[str]]:

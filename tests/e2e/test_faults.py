@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.benchmarks.random_model import SHAPES, write_random_model
 from tests.e2e.gateway import GatewayUnderTest, engines_below, running_gateway, wait_for
 from tests.engine import is_alive
 
@@ -118,24 +119,52 @@ def test_a_running_answer_is_finished_before_the_exit(own_gateway: GatewayUnderT
 
 
 @pytest.mark.parametrize("kind", ["missing", "text", "cut"])
-def test_a_file_that_is_no_model_ends_serve_or_is_reported(kind: str, tmp_path: Path, tiny_model: Path) -> None:
+def test_a_file_that_is_no_model_ends_serve_with_the_cause(kind: str, tmp_path: Path, tiny_model: Path) -> None:
     path = tmp_path / "bad.gguf"
     if kind == "text":
         path.write_text("not a model")
     elif kind == "cut":
         path.write_bytes(tiny_model.read_bytes()[:50_000])
-    if kind == "cut":  # begins well: only loading it shows, so the gateway stays up and says so
-        with running_gateway(tmp_path, f"models: [{{name: bad, gguf: {{source: {path}}}}}]\n") as gateway:
-            wait_for(lambda: gateway.http.get("/readyz").json()["models"][0]["state"] == "failed")
-            about = gateway.http.get("/readyz").json()["models"][0]
-            assert "not a model that llama.cpp can load" in about["failure"]
-            body = {"model": "bad", "messages": [{"role": "user", "content": "x"}]}
-            response = gateway.http.post("/v1/chat/completions", json=body)
-            assert (response.status_code, response.json()["error"]["code"]) == (503, "backend_unavailable")
-            assert engines_below(gateway.process.pid) == []
-        return
     command = [sys.executable, "-m", "gateway.cli", "serve", "--model", str(path), "--port", "0"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    assert ended.returncode != 0
+    assert ended.returncode == 1
     assert "bad.gguf" in ended.stderr
+    assert kind != "cut" or "corrupted or incomplete" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_one_bad_model_does_not_take_the_others_down(tmp_path: Path, tiny_model: Path) -> None:
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(tiny_model.read_bytes()[:50_000])
+    config = f"models: [{{name: bad, gguf: {{source: {bad}}}}}, {{name: m, gguf: {{source: {tiny_model}}}}}]\n"
+    with running_gateway(tmp_path, config) as gateway:
+
+        def states() -> list[str]:
+            return [model["state"] for model in gateway.http.get("/readyz").json()["models"]]
+
+        wait_for(lambda: states() == ["failed", "ready"])
+        assert "corrupted or incomplete" in gateway.http.get("/readyz").json()["models"][0]["failure"]
+        refused, answered = (
+            gateway.http.post("/v1/completions", json={"model": name, "prompt": "x", "max_tokens": 2})
+            for name in ("bad", "m")
+        )
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "backend_unavailable")
+        assert answered.status_code == 200
+        assert len(engines_below(gateway.process.pid)) == 1
+
+
+async def test_a_busy_engine_ends_with_its_killed_gateway(tmp_path: Path, tiny_model: Path) -> None:
+    """The chat template never ends: the engine's interpreter is busy when its parent dies."""
+    template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    path = tmp_path / "loop.gguf"
+    write_random_model(path, SHAPES["tiny"], template=template)
+    with running_gateway(tmp_path, f"models: [{{name: m, gguf: {{source: {path}}}}}]\n") as gateway:
+        wait_for(gateway.ready)
+        engine = gateway.engine_pid()
+        assert engine is not None
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as client:
+            request = asyncio.create_task(client.post("/v1/chat/completions", json=LONG))
+            await asyncio.to_thread(wait_for, lambda: gateway.in_flight() == 1)
+            gateway.process.kill()
+            assert await asyncio.to_thread(wait_for, lambda: not is_alive(engine)) < 3
+            await asyncio.gather(request, return_exceptions=True)

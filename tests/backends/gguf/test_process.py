@@ -33,7 +33,7 @@ def corrupt(tiny_model: Path, folder: Path, *, cut: int | None = None, patch: di
         ("text", "not a GGUF file"),
         ("empty", "not a GGUF file"),
         ("header-only", "not a model"),
-        ("half", "not a model"),
+        ("half", "corrupted or incomplete"),
         ("version", "not a model"),
         ("counts", "not a model"),
         ("strings", "not a model"),

@@ -118,6 +118,35 @@ def test_min_tokens_and_ignore_eos_outlast_the_end_token(engine: EngineUnderTest
     assert ignored["choices"][0]["finish_reason"] == "length"
 
 
+@pytest.mark.parametrize("cut", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"temperature": 1e-40}], ids=str)
+def test_a_distribution_cut_to_one_token_is_greedy(engine: EngineUnderTest, cut: dict[str, Any]) -> None:
+    greedy = complete(engine, max_tokens=20).json()["choices"][0]["text"]
+    assert complete(engine, max_tokens=20, **{"temperature": 1.9, **cut}).json()["choices"][0]["text"] == greedy
+    assert complete(engine, max_tokens=20, temperature=1.9).json()["choices"][0]["text"] != greedy
+
+
+async def test_seeded_draws_are_the_same_alone_and_among_32(engine: EngineUnderTest) -> None:
+    bodies = [{"prompt": f"number {n}", "seed": n, "temperature": 1, "max_tokens": 12} for n in range(32)]
+    alone = [engine.client.post("/v1/completions", json=body).json()["choices"][0]["text"] for body in bodies]
+    async with engine.async_client() as client:
+        for part in (bodies[:12], bodies[12:24], bodies[24:]):  # 4 slots and 8 places
+            crowd = await asyncio.gather(*(client.post("/v1/completions", json=body) for body in part))
+            texts = [response.json()["choices"][0]["text"] for response in crowd]
+            assert texts == [alone[bodies.index(body)] for body in part]
+
+
+def test_tool_arguments_that_are_no_json_are_shown_as_they_are(engine: EngineUnderTest) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": "[" * 100_000}}
+    messages = [HELLO["messages"][0], {"role": "assistant", "content": None, "tool_calls": [call]}]
+    assert chat(engine, messages=messages).status_code == 200
+
+
+def test_many_choices_of_a_prompt_that_cannot_fit_cost_nothing(engine: EngineUnderTest) -> None:
+    before = engine.resident_mib()
+    assert complete(engine, prompt=[1] * 300_000, n=12).json()["error"]["code"] == "context_length_exceeded"
+    assert engine.resident_mib() - before < 40
+
+
 def test_several_prompts_as_text_and_as_tokens(engine: EngineUnderTest) -> None:
     tokens = engine.client.post("/tokenize", json={"prompt": "once"}).json()["tokens"]
     by_text = complete(engine, prompt=["once", "upon"]).json()
@@ -145,6 +174,9 @@ def test_every_name_is_listed_and_answers(engine: EngineUnderTest) -> None:
         ({"messages": []}, 400, "invalid_request", "messages"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, 400, "invalid_request", "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "invalid_request", None),
+        ({"n": 13}, 400, "invalid_request", "n"),
+        ({"repetition_penalty": 1e-50}, 400, "invalid_request", "repetition_penalty"),
+        ({"messages": [{"role": "user", "content": "x" * 9_000_000}]}, 400, "context_length_exceeded", "messages"),
         ({"temperature": 3}, 400, "invalid_request", "temperature"),
         ({"temperature": "hot"}, 400, "invalid_request", "temperature"),
         ({"top_p": 0}, 400, "invalid_request", "top_p"),
