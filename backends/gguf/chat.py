@@ -19,7 +19,7 @@ RENDER_SECONDS = 5.0
 _MAX_REPEAT = 10_000
 # They pad to any width, and no chat template needs them.
 _PADDING_FILTERS = ("center", "format", "indent", "wordwrap")
-_PADDING_METHODS = frozenset({"center", "expandtabs", "format", "format_map", "ljust", "rjust", "zfill"})
+_PADDING_METHODS = frozenset({"center", "expandtabs", "ljust", "rjust", "zfill"})
 
 # For models without a template: the most common form, which llama.cpp falls back to as well.
 CHATML = (
@@ -94,6 +94,10 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"*", "**", "%"})
 
+    def wrap_str_format(self, value: Any) -> Any:
+        """Jinja's hook for str.format, which pads as well: refused when called."""
+        return None if super().wrap_str_format(value) is None else _refuse_format
+
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         return attr not in _PADDING_METHODS and super().is_safe_attribute(obj, attr, value)
 
@@ -107,6 +111,10 @@ class _Environment(ImmutableSandboxedEnvironment):
                 f"{left!r:.40} {operator} {right!r:.40} is too much for a chat template"
             )
         return SandboxedEnvironment.call_binop(self, context, operator, left, right)
+
+
+def _refuse_format(*_: Any, **__: Any) -> NoReturn:
+    raise jinja2.exceptions.SecurityError("str.format is not allowed in a chat template")
 
 
 def _tojson(value: Any, indent: int | None = None, **_ignored: Any) -> str:
