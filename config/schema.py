@@ -33,7 +33,7 @@ class GgufSettings(_Tree):
     parallel: Annotated[int, Field(strict=True, ge=1, le=256)] | Literal["auto"] = "auto"
     """Answers computed at the same time. `auto` fits the machine."""
 
-    threads: Annotated[int, Field(strict=True, ge=1, le=1024)] | Literal["auto"] = "auto"
+    threads: Annotated[int, Field(strict=True, ge=1, le=512)] | Literal["auto"] = "auto"
     """CPU threads of the engine. `auto` is the number of usable physical cores less one."""
 
 

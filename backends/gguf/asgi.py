@@ -35,6 +35,13 @@ class ClientGone(Exception):
     """The connection closed before the answer was complete."""
 
 
+def check_content_type(scope: Scope) -> None:
+    """Raises Refused for a POST that is not JSON: a browser sends any other type across origins without asking first."""
+    kind = dict(scope["headers"]).get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if scope["method"] == "POST" and kind != b"application/json":
+        raise Refused(415, "unsupported_media_type", "Content-Type must be application/json")
+
+
 async def read_body(receive: Receive) -> bytes:
     """The whole body. Raises Refused over the limit and ClientGone."""
     chunks, size = [], 0

@@ -21,6 +21,7 @@ from backends.gguf.asgi import (
     Refused,
     Scope,
     Send,
+    check_content_type,
     read_body,
     refusal,
     respond,
@@ -65,7 +66,9 @@ class EngineApp:
         if scope["type"] != "http":
             return
         try:
-            await self._route(scope)(receive, send)
+            handler = self._route(scope)
+            check_content_type(scope)
+            await handler(receive, send)
         except Refused as refused:
             await send_refusal(send, refused)
         except ClientGone:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 _DEFAULT_PORT = 8485
+_MOST_THREADS = 512  # ggml's own limit, beyond which it crashes
 
 
 class _Auto(click.ParamType[int | None]):
@@ -12,8 +13,9 @@ class _Auto(click.ParamType[int | None]):
 
     name = "N|auto"
 
-    def __init__(self, minimum: int) -> None:
+    def __init__(self, minimum: int, maximum: int | None = None) -> None:
         self._minimum = minimum
+        self._maximum = maximum
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
         if value is None or value == "auto":
@@ -24,6 +26,8 @@ class _Auto(click.ParamType[int | None]):
             self.fail(f"{value!r} is neither a number nor auto", param, ctx)
         if number < self._minimum:
             self.fail(f"{number} is less than {self._minimum}", param, ctx)
+        if self._maximum is not None and number > self._maximum:
+            self.fail(f"{number} is more than {self._maximum}", param, ctx)
         return number
 
 
@@ -33,9 +37,9 @@ class _Auto(click.ParamType[int | None]):
 @click.option("--host", help="Address to listen on. [default: 127.0.0.1]")
 @click.option("--port", type=click.IntRange(0, 65535), help=f"Port to listen on. [default: {_DEFAULT_PORT}]")
 @click.option("--name", "names", metavar="NAME", multiple=True, help="Name clients use. [default: that of the file]")
-@click.option("--parallel", type=_Auto(1), default="auto", help="Answers computed at once.")
+@click.option("--parallel", type=_Auto(1, 256), default="auto", help="Answers computed at once.")
 @click.option("--context-tokens", type=_Auto(1), default="auto", help="Longest prompt plus answer, in tokens.")
-@click.option("--threads", type=_Auto(1), default="auto", help="CPU threads.")
+@click.option("--threads", type=_Auto(1, _MOST_THREADS), default="auto", help="CPU threads.")
 @click.option("--max-waiting", type=click.IntRange(0), default=256, show_default=True, help="Requests kept waiting.")
 @click.option("--exit-with-parent", is_flag=True, help="End when standard input closes.")
 def engine(

@@ -14,6 +14,9 @@ from tests.engine import EngineUnderTest
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello there"}], "temperature": 0, "max_tokens": 12}
 
 
+JSON = {"content-type": "application/json"}
+
+
 def chat(engine: EngineUnderTest, **fields: Any) -> httpx.Response:
     return engine.client.post("/v1/chat/completions", json={**HELLO, **fields})
 
@@ -219,7 +222,7 @@ def test_bad_fields_are_refused_by_name(
     ids=["empty", "cut", "list", "string", "utf16", "nan", "deep-list", "deep-object"],
 )
 def test_malformed_bodies_are_refused(engine: EngineUnderTest, body: bytes) -> None:
-    response = engine.client.post("/v1/chat/completions", content=body)
+    response = engine.client.post("/v1/chat/completions", content=body, headers=JSON)
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "invalid_request_error"
 
@@ -230,7 +233,13 @@ def test_a_token_outside_the_vocabulary_is_refused(engine: EngineUnderTest) -> N
 
 
 def test_an_oversized_body_is_refused(engine: EngineUnderTest) -> None:
-    assert engine.client.post("/v1/chat/completions", content=b"x" * (33 * 2**20)).status_code == 413
+    assert engine.client.post("/v1/chat/completions", content=b"x" * (33 * 2**20), headers=JSON).status_code == 413
+
+
+def test_what_a_browser_sends_across_origins_is_refused(engine: EngineUnderTest) -> None:
+    body = json.dumps(HELLO).encode()
+    response = engine.client.post("/v1/chat/completions", content=body, headers={"content-type": "text/plain"})
+    assert response.status_code == 415
 
 
 def test_paths_and_methods(engine: EngineUnderTest) -> None:
