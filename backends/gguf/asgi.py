@@ -36,7 +36,7 @@ class ClientGone(Exception):
 
 
 def check_content_type(scope: Scope) -> None:
-    """Raises Refused for a POST that is not JSON: a browser sends any other type across origins without asking first."""
+    """Raises Refused for a POST that is not JSON: any other type a browser sends across origins without asking."""
     kind = dict(scope["headers"]).get(b"content-type", b"").partition(b";")[0].strip().lower()
     if scope["method"] == "POST" and kind != b"application/json":
         raise Refused(415, "unsupported_media_type", "Content-Type must be application/json")
