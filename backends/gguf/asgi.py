@@ -59,7 +59,9 @@ async def read_body(receive: Receive) -> bytes:
 
 def refusal(error: ValidationError) -> Refused:
     """The first problem, in OpenAI's shape: the field by its path, the message without pydantic's own names."""
-    problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    # A union lists one problem per member; the member that was meant is the one that got furthest.
+    problem = max((p for p in problems if p["loc"][:1] == problems[0]["loc"][:1]), key=lambda p: len(p["loc"]))
     if problem["type"] == "json_invalid":
         return Refused(400, "invalid_request", f"the body is not valid JSON: {problem['msg']}")
     # Members of a union appear in the path by their type ("list[str]"); clients know only fields and indices.

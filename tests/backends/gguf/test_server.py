@@ -176,7 +176,12 @@ def test_every_name_is_listed_and_answers(engine: EngineUnderTest) -> None:
         ({"model": "gpt-4"}, 404, "model_not_found", "model"),
         ({"messages": []}, 400, "invalid_request", "messages"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, 400, "invalid_request", "messages.0.role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "invalid_request", None),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]},
+            400,
+            "invalid_request",
+            "messages.0.content.0.type",
+        ),
         ({"n": 13}, 400, "invalid_request", "n"),
         ({"repetition_penalty": 1e-50}, 400, "invalid_request", "repetition_penalty"),
         ({"messages": [{"role": "user", "content": "x" * 9_000_000}]}, 400, "context_length_exceeded", "messages"),
