@@ -46,21 +46,27 @@ class LoopThread:
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Runs it in the loop and waits. KeyboardInterrupt cancels it, lets it clean up, and is raised again."""
         ended = threading.Event()
+        task: asyncio.Task[Any] | None = None
+        interrupted = False
 
         async def run() -> T:
+            nonlocal task
+            task = asyncio.current_task()
             try:
+                if interrupted:
+                    raise asyncio.CancelledError
                 return await coroutine
             finally:
+                coroutine.close()
                 ended.set()
 
-        future = None
         try:
-            future = asyncio.run_coroutine_threadsafe(run(), self._loop)
-            return future.result()
+            return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
         except KeyboardInterrupt:
-            if future is not None:
-                future.cancel()
-                # Bounded: a call that was cancelled before its first step has nothing to clean up, and never says so.
+            # It may arrive before the call has begun, and before we hold its future: the task is what can be cancelled.
+            interrupted = True
+            if task is not None:
+                self._loop.call_soon_threadsafe(task.cancel)
                 ended.wait(_CLEANUP_SECONDS)
             raise
 
