@@ -33,14 +33,15 @@ class EngineUnderTest:
     def metric(self, name: str) -> float:
         return metric(self.client.get("/metrics").text, name)
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 10) -> float:
-        """Polls until `condition` holds; returns the seconds it took. Polling is the only view on another process."""
-        started = time.monotonic()
-        while not condition():
-            if time.monotonic() - started > seconds:
-                raise AssertionError(f"not so within {seconds} s")
-            time.sleep(0.005)
-        return time.monotonic() - started
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> float:
+    """Polls until `condition` holds; returns the seconds it took. Polling is the only view on another process."""
+    started = time.monotonic()
+    while not condition():
+        if time.monotonic() - started > seconds:
+            raise AssertionError(f"not so within {seconds} s")
+        time.sleep(0.005)
+    return time.monotonic() - started
 
 
 def metric(exposition: str, name: str) -> float:
@@ -57,7 +58,7 @@ def running_engine(model: Path | str, folder: Path, *options: str) -> Iterator[E
     process = subprocess.Popen([*command, "--name", "tiny", *options], stderr=subprocess.PIPE, text=True)
     engine = EngineUnderTest(process, path)
     try:
-        engine.wait_for(lambda: answers(engine), seconds=60)
+        wait_for(lambda: answers(engine), seconds=60)
         yield engine
     finally:
         engine.client.close()

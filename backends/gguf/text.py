@@ -39,12 +39,12 @@ class TextStream:
             self.stopped = found[1]
             self._held = ""
             return held[: found[0]]
-        keep = 0 if final else max((_overlap(held, s) for s in self._stop), default=0)
+        keep = 0 if final else max((overlap(held, s) for s in self._stop), default=0)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that begins `stop` without completing it."""
     for length in range(min(len(stop) - 1, len(text)), 0, -1):
         if text.endswith(stop[:length]):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from backends.gguf.text import overlap
+
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
@@ -39,7 +41,7 @@ class ToolCallParser:
             found.extend(_call_or_text(before) if self._inside else _text(before))
             self._held, self._inside = after, not self._inside
         if not self._inside:
-            keep = _overlap(self._held)
+            keep = overlap(self._held, OPEN)
             found.extend(_text(self._held[: len(self._held) - keep]))
             self._held = self._held[len(self._held) - keep :]
         return found
@@ -63,7 +65,3 @@ def _call_or_text(inner: str, *, closed: bool = True) -> list[str | ToolCall]:
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return [OPEN + inner + (CLOSE if closed else "")]
     return [ToolCall(name, json.dumps(arguments, ensure_ascii=False))]
-
-
-def _overlap(text: str) -> int:
-    return next((n for n in range(len(OPEN) - 1, 0, -1) if text.endswith(OPEN[:n])), 0)

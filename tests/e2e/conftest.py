@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 from openai import OpenAI
 
-from tests.e2e.gateway import GatewayUnderTest, running_gateway, wait_for
+from tests.e2e.gateway import GatewayUnderTest, running_gateway
+from tests.engine import wait_for
 
 DEMO = """
 models:

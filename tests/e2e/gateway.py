@@ -64,16 +64,6 @@ def engines_below(parent: int) -> list[int]:
     return found
 
 
-def wait_for(condition: object, seconds: float = 30) -> float:
-    """Polls `condition()`; returns the seconds it took. Other processes give no other sign."""
-    assert callable(condition)
-    started = time.monotonic()
-    while not condition():
-        assert time.monotonic() - started < seconds, f"not so within {seconds} s"
-        time.sleep(0.01)
-    return time.monotonic() - started
-
-
 @contextmanager
 def running_gateway(folder: Path, config: str) -> Iterator[GatewayUnderTest]:
     """Starts `upshift serve` with `config` (YAML) on a free port; ends it with SIGTERM and expects exit code 0."""

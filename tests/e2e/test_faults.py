@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from tests.benchmarks.random_model import SHAPES, write_random_model
-from tests.e2e.gateway import GatewayUnderTest, engines_below, running_gateway, wait_for
-from tests.engine import is_alive
+from tests.e2e.gateway import GatewayUnderTest, engines_below, running_gateway
+from tests.engine import is_alive, wait_for
 
 LONG: dict[str, Any] = {
     "model": "m",

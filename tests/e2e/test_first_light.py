@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.e2e.gateway import running_gateway, wait_for
-from tests.engine import is_alive
+from tests.e2e.gateway import running_gateway
+from tests.engine import is_alive, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -16,7 +16,8 @@ from typing import Any
 import httpx
 
 from backends.gguf import demo
-from tests.e2e.gateway import GatewayUnderTest, running_gateway, wait_for
+from tests.e2e.gateway import GatewayUnderTest, running_gateway
+from tests.engine import wait_for
 
 REQUESTS = int(os.environ.get("UPSHIFT_SOAK_REQUESTS", "1000"))
 CONCURRENCY = 32

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine import EngineUnderTest, answers, is_alive, listens, running_engine
+from tests.engine import EngineUnderTest, answers, is_alive, listens, running_engine, wait_for
 
 
 def start(model: Path | str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -96,7 +96,7 @@ def test_it_ends_when_its_parent_is_gone(tiny_model: Path, tmp_path: Path) -> No
         [*command, "--exit-with-parent"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     engine = EngineUnderTest(process, socket)
-    engine.wait_for(lambda: answers(engine), seconds=60)
+    wait_for(lambda: answers(engine), seconds=60)
     assert process.stdin is not None
     process.stdin.close()
     assert process.wait(timeout=5) == 0
@@ -119,7 +119,7 @@ def test_while_loading_it_answers_503_with_progress(tiny_model: Path, tmp_path: 
         return response.status_code == 200
 
     try:
-        engine.wait_for(ready, seconds=60)
+        wait_for(ready, seconds=60)
         assert statuses <= {(503, "loading"), (200, "ok")}
     finally:
         engine.client.close()

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.engine import EngineUnderTest
+from tests.engine import EngineUnderTest, wait_for
 
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello there"}], "temperature": 0, "max_tokens": 12}
 
@@ -268,10 +268,10 @@ async def test_a_client_that_leaves_stops_the_computing(engine: EngineUnderTest,
     body = {"prompt": "x", "max_tokens": 2000, "ignore_eos": True, "stream": stream}
     async with engine.async_client() as client:
         request = asyncio.create_task(client.post("/v1/completions", json=body))
-        await asyncio.to_thread(engine.wait_for, lambda: engine.metric("upshift_engine_running") == 1)
+        await asyncio.to_thread(wait_for, lambda: engine.metric("upshift_engine_running") == 1, 10)
         request.cancel()
         await asyncio.gather(request, return_exceptions=True)
-    took = engine.wait_for(lambda: engine.metric("upshift_engine_cancelled_total") == cancelled + 1)
+    took = wait_for(lambda: engine.metric("upshift_engine_cancelled_total") == cancelled + 1, seconds=10)
     assert took < 1
     steps = engine.metric("upshift_engine_steps_total")
     assert engine.metric("upshift_engine_running") == 0
@@ -282,23 +282,23 @@ async def test_a_client_that_leaves_while_waiting_costs_nothing(engine: EngineUn
     body = {"prompt": "x", "max_tokens": 1500, "ignore_eos": True}
     async with engine.async_client() as client:
         busy = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(4)]
-        await asyncio.to_thread(engine.wait_for, lambda: engine.metric("upshift_engine_running") == 4)
+        await asyncio.to_thread(wait_for, lambda: engine.metric("upshift_engine_running") == 4, 10)
         waiting = asyncio.create_task(client.post("/v1/completions", json=body))
-        await asyncio.to_thread(engine.wait_for, lambda: engine.metric("upshift_engine_waiting") == 1)
+        await asyncio.to_thread(wait_for, lambda: engine.metric("upshift_engine_waiting") == 1, 10)
         prompt_tokens = engine.metric("upshift_engine_prompt_tokens_total")
         waiting.cancel()
-        took = await asyncio.to_thread(engine.wait_for, lambda: engine.metric("upshift_engine_waiting") == 0)
+        took = await asyncio.to_thread(wait_for, lambda: engine.metric("upshift_engine_waiting") == 0, 10)
         assert took < 1
         for task in busy:
             task.cancel()
         await asyncio.gather(waiting, *busy, return_exceptions=True)
-    engine.wait_for(lambda: engine.metric("upshift_engine_running") == 0)
+    wait_for(lambda: engine.metric("upshift_engine_running") == 0, seconds=10)
     assert engine.metric("upshift_engine_prompt_tokens_total") == prompt_tokens
 
 
 def test_the_cache_holds_what_the_scheduler_believes(engine: EngineUnderTest) -> None:
     for n in range(6):
         chat(engine, n=3, messages=[{"role": "user", "content": f"{'shared ' * 20} {n}"}], temperature=1)
-    engine.wait_for(lambda: engine.metric("upshift_engine_running") == 0)
+    wait_for(lambda: engine.metric("upshift_engine_running") == 0, seconds=10)
     assert engine.metric("upshift_engine_kv_mismatches") == 0
     assert engine.metric("upshift_engine_kv_reserved_tokens") == 0
