@@ -56,8 +56,8 @@ def create_app(
         metrics.series(model, upstream.backend.name)
     registry = registry_for(GatewayCollector(metrics, lambda: named))
     control_plane = _control_plane(catalog, readiness, registry, access_log)
-    relay = Relay(settings.server, Router(catalog), Journal(metrics, access_log))
     guard = HostGuard(settings.server.host, settings.server.allowed_hosts)
+    relay = Relay(settings.server, Router(catalog), Journal(metrics, access_log), guard)
     return DataPlane(relay, guard, control_plane, readiness)
 
 

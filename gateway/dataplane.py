@@ -1,7 +1,8 @@
-"""The ASGI application in front of FastAPI: takes the inference POSTs by exact path, hands everything else on.
+"""The front: inference POSTs, which connections hand over as calls, and the ASGI application for everything else.
 
-A route inside FastAPI costs 50 µs more per request than this table (docs/gateway.md). Neighbours: relay.py (the
-inference calls), app.py (the control plane behind), middleware.py (what every request passes first).
+An inference POST as ASGI costs twice as much, as a route inside FastAPI five times (docs/performance.md). Neighbours:
+listener.py (tells the two apart by path and method), relay.py (the calls), app.py (the control plane behind),
+middleware.py (what every request passes first).
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 import itertools
 import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
 from backends.base import Operation
+from gateway.call import Call
 from gateway.errors import GatewayError, MethodRefused, answer
 from gateway.health import Readiness
-from gateway.intake import Receive
 from gateway.middleware import HostGuard
-from gateway.relay import Relay, Send
+from gateway.relay import Relay
 
 Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 INFERENCE: dict[str, Operation] = {
@@ -54,23 +57,23 @@ class DataPlane:
         self._control_plane = control_plane
         self._ids = RequestIds()
 
+    def serve(self, call: Call) -> Coroutine[None, None, None]:
+        """Answers an inference POST; the connection runs this as a task."""
+        headers = dict(call.headers)
+        return self._relay.serve(call, headers, self._ids.choose(headers.get(b"x-request-id")))
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI 3 entry: `http` and `lifespan` scopes."""
+        """ASGI 3 entry for everything else: `http` and `lifespan` scopes."""
         if scope["type"] != "http":
             await self._control_plane(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        request_id = self._ids.choose(headers.get(b"x-request-id"))
-        operation = INFERENCE.get(scope["path"])
+        request_id = self._ids.choose(dict(scope["headers"]).get(b"x-request-id"))
         try:
             self._guard.check(scope["headers"], scope["http_version"])
-            if operation is not None and scope["method"] != "POST":
+            if scope["path"] in INFERENCE:
                 raise MethodRefused("Use POST here.", allow="POST")
         except GatewayError as error:
             await _refuse(error, request_id, send)
-            return
-        if operation is not None:
-            await self._relay.serve(operation, headers, request_id, receive, send)
             return
         scope.setdefault("state", {})["request_id"] = request_id
         await self._control_plane(scope, receive, _with_request_id(send, request_id))

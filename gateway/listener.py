@@ -1,28 +1,40 @@
-"""One client connection: uvicorn's httptools protocol with the bounds it lacks.
+"""One client connection: uvicorn's httptools protocol, which serves the inference POSTs itself and without ASGI.
 
-Bytes and time of a request's head, and the number of connections, are limited while they arrive, before any of our
-other code runs; what cannot be parsed is refused in JSON. Neighbours: server.py (hands this to uvicorn), middleware.py.
+Every other request goes on to the ASGI application as uvicorn does it. Bytes and time of a request's head, and the
+number of connections, are limited while they arrive, before any of our other code runs; what cannot be parsed is
+refused in JSON. Neighbours: server.py (hands this to uvicorn), call.py (one inference POST), dataplane.py (the front).
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from backends.base import Operation
+from gateway.call import Call
+from gateway.dataplane import INFERENCE, DataPlane
+from gateway.deadline import Deadline
+
 if TYPE_CHECKING:
+    import asyncio
+
     from uvicorn._types import ASGI3Application
 
 MAX_HEAD_BYTES = 64 * 1024
 HEAD_TIMEOUT_SECONDS = 20.0
+# Longer than the idle time of the load balancers in front (60 s is usual): the side that may reuse a connection
+# should be the one that closes it.
+KEEP_ALIVE_SECONDS = 75.0
 MAX_PIPELINED = 8
 # How long a refused connection may go on sending into the void.
 LINGER_SECONDS = 1.0
 
-
+_PATHS = {path.encode(): operation for path, operation in INFERENCE.items()}
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
@@ -33,40 +45,55 @@ def _without_upgrade(data: bytes) -> bytes:
     return _UPGRADE.sub(b"\r\nx-ignored:", head) + end + rest
 
 
+def _operation(url: bytes) -> Operation | None:
+    """What is asked for at a request target that is not simply one of the paths: with a query, an escape, a host."""
+    if url.startswith(b"/") and b"?" not in url and b"%" not in url:
+        return None
+    path: bytes = httptools.parse_url(url).path or b""
+    return _PATHS.get(unquote_to_bytes(path) if b"%" in path else path)
+
+
 class _HeadTooLarge(Exception):
-    """Raised inside the parser, which wraps it in a parser error; uvicorn then calls send_400_response."""
+    """Raised inside the parser, which wraps it in a parser error."""
 
 
 class ClientConnection(HttpToolsProtocol):
-    """`max_connections` is set by `connection_class`."""
+    """`front` and `max_connections` are set by `connection_class`."""
 
+    front: DataPlane
     max_connections = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Per connection: whether its end has begun, and how much the last read brought.
+        # Per connection: whether its end has begun, what is answered now, and how much the last read brought.
+        self.deadline = Deadline(self.loop)
         self._refused = False
-        self._running: RequestResponseCycle | None = None
+        self._running: RequestResponseCycle | Call | None = None
         self._read_bytes = 0
-        # Per request: an upper bound of what has come of its head, and until when the rest may.
+        self._common: tuple[object, bytes] = (None, b"")
+        # Per request: an upper bound of what has come of its head, and whether the rest is waited for.
         self._in_head = True
         self._head_bytes = 0
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_expected = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
             self._refuse(503, "server_error", "overloaded", "Too many connections.")
             return
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_SECONDS, self._head_too_slow)
+        self._expect_head()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._forget_head_timer()
-        # uvicorn tells only the newest request, which is not the running one when requests were pipelined.
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self.deadline.close()
+        self.connections.discard(self)
+        # With requests pipelined the running one is not the newest, which is the only one that uvicorn would tell.
         if self._running is not None and not self._running.response_complete:
-            self._running.disconnected = True
-            self._running.message_event.set()
-        super().connection_lost(exc)
+            _disconnect(self._running)
+        self.pipeline.clear()
+        self.flow.resume_writing()
+        self._running = None
+        self.cycle = None  # type: ignore[assignment]
+        self.parser = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -75,18 +102,27 @@ class ClientConnection(HttpToolsProtocol):
             data = _without_upgrade(data)
         self._read_bytes = len(data)
         self._head_bytes += self._read_bytes
-        super().data_received(data)
-        if not self._in_head:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._refuse_garbage()
             return
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self.send_400_response("")
-        elif self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_SECONDS, self._head_too_slow)
+        except httptools.HttpParserUpgrade:
+            pass  # CONNECT, which the application refuses like every other wrong method
+        if self._in_head:
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._refuse_garbage()
+            elif not self._head_expected and not self._answering:
+                self._expect_head()
+
+    # -- httptools' callbacks -----------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         self._in_head = True
         self._head_bytes = self._read_bytes
-        super().on_message_begin()
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
 
     def on_headers_complete(self) -> None:
         # A read may hold a head and much of a body: only where both together are too long is it worth adding up.
@@ -94,35 +130,111 @@ class ClientConnection(HttpToolsProtocol):
             self._head_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if self._head_bytes > MAX_HEAD_BYTES:
                 raise _HeadTooLarge
-        self._in_head = False
-        self._forget_head_timer()
-        super().on_headers_complete()
+        self._in_head = self._head_expected = False
+        operation = _PATHS.get(self.url) or _operation(self.url)
+        if operation is not None and self.parser.get_method() == b"POST":
+            self._begin_call(operation)
+        else:
+            self._begin_asgi()
         # uvicorn stops reading when requests queue up, and then does not see the client leave.
         if 0 < len(self.pipeline) <= MAX_PIPELINED:
             self.flow.resume_reading()
 
+    def on_body(self, body: bytes) -> None:
+        cycle = self.cycle
+        if isinstance(cycle, Call):
+            cycle.feed(body)
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        cycle = self.cycle
+        if isinstance(cycle, Call):
+            cycle.body_complete()
+        else:
+            super().on_message_complete()
+
+    # -- answering -----------------------------------------------------------------------------------------------------
+
+    def _begin_call(self, operation: Operation) -> None:
+        version = self.parser.get_http_version()
+        keep_alive = version != "1.0" and self.parser.should_keep_alive()
+        call = Call(
+            self,
+            operation,
+            self.headers,
+            version,
+            keep_alive=keep_alive,
+            expects_continue=self.expect_100_continue,
+        )
+        busy = self._answering
+        self.cycle = call  # type: ignore[assignment]
+        if busy:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((call, self.app))  # type: ignore[arg-type]
+        else:
+            self._start(call)
+
+    def _begin_asgi(self) -> None:
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.scope["headers"] = headers
+        super().on_headers_complete()
+
+    def _start(self, call: Call) -> None:
+        self._running = call
+        # Until it says itself what it expects.
+        self.deadline.forget()
+        self.tasks.add(self.loop.create_task(self.front.serve(call)))
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if isinstance(cycle, Call):  # from the pipeline, in which uvicorn keeps requests of both kinds
+            self._start(cycle)
+            return
         self._running = cycle
+        self.deadline.forget()
         super()._start_asgi_task(cycle, app)
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
-        """uvicorn's answer to what its parser refuses; in the middle of another answer it would garble that one."""
+    def on_response_complete(self) -> None:
+        """The next request may be answered. Told by calls and by uvicorn's own requests."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._in_head:
+            self._expect_head()
+        else:
+            self.deadline.expect(KEEP_ALIVE_SECONDS, self.transport.close)
+
+    def common_headers(self) -> bytes:
+        """The header lines that every answer has: the Date, which uvicorn renews each second."""
+        headers = self.server_state.default_headers
+        if self._common[0] is not headers:
+            self._common = headers, b"".join(b"%b: %b\r\n" % header for header in headers)
+        return self._common[1]
+
+    @property
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    # -- refusing ------------------------------------------------------------------------------------------------------
+
+    def _refuse_garbage(self) -> None:
+        """What the parser refuses; in the middle of another answer a refusal would garble that one."""
         if self._answering and (self.pipeline or self.cycle.response_started):
             self.transport.abort()
             return
         if self._answering:
             # The body broke off in its framing: whoever reads it learns that no more will come, and stays silent.
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
+            _disconnect(self.cycle)
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
             text = f"The request's head is larger than {MAX_HEAD_BYTES} bytes."
             self._refuse(431, "invalid_request_error", "headers_too_large", text)
         else:
             self._refuse(400, "invalid_request_error", "invalid_request", "This is not valid HTTP/1.1.")
-
-    @property
-    def _answering(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
 
     def _refuse(self, status: int, kind: str, code: str, message: str) -> None:
         if self._refused or self.transport.is_closing():
@@ -137,24 +249,27 @@ class ClientConnection(HttpToolsProtocol):
         # Closing with bytes unread would reset the connection, and the client would lose the answer.
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        self.deadline.expect(LINGER_SECONDS, self.transport.close)
+
+    def _expect_head(self) -> None:
+        self._head_expected = True
+        self.deadline.expect(HEAD_TIMEOUT_SECONDS, self._head_too_slow)
 
     def _head_too_slow(self) -> None:
-        self._head_timer = None
-        if self._answering:
-            # Half of a pipelined request: it may not end the answer that is running.
-            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_SECONDS, self._head_too_slow)
-        elif self._head_bytes == 0:
+        if self._head_bytes == 0:
             self.transport.close()
         else:
             self._refuse(408, "invalid_request_error", "request_timeout", "The request's head did not arrive in time.")
 
-    def _forget_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+
+def _disconnect(cycle: RequestResponseCycle | Call) -> None:
+    if isinstance(cycle, Call):
+        cycle.disconnect()
+    else:
+        cycle.disconnected = True
+        cycle.message_event.set()
 
 
-def connection_class(max_connections: int) -> type[ClientConnection]:
-    """The protocol class for a listener that holds at most `max_connections`."""
-    return type("BoundedConnection", (ClientConnection,), {"max_connections": max_connections})
+def connection_class(front: DataPlane, max_connections: int) -> type[ClientConnection]:
+    """The protocol class for a listener of `front` that holds at most `max_connections`."""
+    return type("BoundedConnection", (ClientConnection,), {"front": front, "max_connections": max_connections})

@@ -1,30 +1,28 @@
 """One inference call from its first body byte to its last answer byte, and the one place that lets go of everything.
 
-Chunks are passed on unparsed; the client's leaving is watched from the moment its body is complete. Neighbours:
-intake.py (body to request), events.py (where an SSE event ends), watch.py, record.py (metrics and log), errors.py.
+Chunks are passed on unparsed; the client's leaving cancels whatever is waited for. Neighbours: call.py (the client's
+side), intake.py (body to request), events.py (where an SSE event ends), record.py (metrics and log), errors.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable
 from time import perf_counter
-from typing import Any
 
-from backends.base import BackendResponse, InferenceRequest, Operation
+from backends.base import BackendResponse, InferenceRequest
 from backends.errors import BackendError, BackendProtocolError, BackendTimeout
 from backends.sse import UsageSniffer, error_event
 from config.schema import ServerSettings
 from gateway import intake
+from gateway.call import Call
 from gateway.errors import BodyTimeout, ClientGone, ErrorAnswer, ShuttingDown, answer
 from gateway.events import WholeEvents, is_opening
-from gateway.intake import Receive
+from gateway.middleware import HostGuard
 from gateway.record import Journal, Record
-from gateway.watch import Watch
 from routing.router import Routed, Router
 
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = dict[bytes, bytes]
 
 # How long a refused client may go on sending its body, so that it gets to read why before the connection closes.
@@ -38,32 +36,36 @@ logger = logging.getLogger(__name__)
 class Relay:
     """Carries requests from clients to the router and answers back."""
 
-    def __init__(self, settings: ServerSettings, router: Router, journal: Journal) -> None:
+    def __init__(self, settings: ServerSettings, router: Router, journal: Journal, guard: HostGuard) -> None:
         self._settings = settings
         self._router = router
         self._journal = journal
+        self._guard = guard
 
-    async def serve(
-        self, operation: Operation, headers: Headers, request_id: str, receive: Receive, send: Send
-    ) -> None:
-        """Answers one request and settles it exactly once, whatever becomes of it."""
-        exchange = _Exchange(self._settings, Record(operation, request_id, perf_counter()), receive, send)
-        record, watch = exchange.record, exchange.watch
+    async def serve(self, call: Call, headers: Headers, request_id: str) -> None:
+        """Answers one call and settles it exactly once, whatever becomes of it."""
+        call.begin()
+        record = Record(call.operation, request_id, perf_counter())
+        exchange = _Exchange(self._settings, record, call)
         try:
-            await exchange.run(self._router, headers)
-        except asyncio.CancelledError:
-            record.error = watch.recover() or ShuttingDown("The gateway is shutting down.")
-        except Exception as error:  # noqa: BLE001 - the last stop: becomes a 500, is logged and counted
-            record.error = error
-        finally:
-            watch.close()
+            try:
+                self._guard.check(call.headers, call.http_version)
+                await exchange.run(self._router, headers)
+            except asyncio.CancelledError:
+                record.error = call.recover() or ShuttingDown("The gateway is shutting down.")
+            except Exception as error:  # noqa: BLE001 - the last stop: becomes a 500, is logged and counted
+                record.error = error
+            call.settle()
+            refusal = None
             if record.error is not None:
-                refusal = answer(record.error, record.request_id)
+                refusal = answer(record.error, request_id)
                 record.status = refusal.status
             self._journal.settle(record)
-        if record.error is not None:
-            _report(record)
-            await exchange.fail(refusal)
+            if refusal is not None:
+                _report(record)
+                await exchange.fail(refusal)
+        finally:
+            call.end()
 
 
 def _report(record: Record) -> None:
@@ -80,23 +82,19 @@ def _report(record: Record) -> None:
 class _Exchange:
     """The state of one request between client and upstream."""
 
-    def __init__(self, settings: ServerSettings, record: Record, receive: Receive, send: Send) -> None:
+    __slots__ = ("_call", "_is_sse", "_settings", "record")
+
+    def __init__(self, settings: ServerSettings, record: Record, call: Call) -> None:
         self.record = record
-        self.watch = Watch()
         self._settings = settings
-        self._receive = receive
-        self._send = send
-        self._body_read = False
-        self._started = False
+        self._call = call
         self._is_sse = False
-        self._sending = False
 
     async def run(self, router: Router, headers: Headers) -> None:
-        """Raises what went wrong; returns when the whole answer has been handed to the server."""
+        """Raises what went wrong; returns when the whole answer has been handed to the connection."""
         request = await self._read(headers)
         arrived = perf_counter()
-        self.watch.listen(self._receive)
-        self.watch.expect(self._settings.response_timeout_seconds, self._too_late)
+        self._call.expect(self._settings.response_timeout_seconds, self._too_late)
         record = self.record
         record.stage = "waiting"
         record.stream = request.stream
@@ -115,14 +113,17 @@ class _Exchange:
         intake.check_headers(
             get(b"content-type", b""), get(b"content-encoding", b""), get(b"content-length", b""), limit
         )
-        self.watch.expect(self._settings.body_timeout_seconds, _body_too_late)
-        body = await intake.read_body(self._receive, limit)
-        self._body_read = True
-        self.record.bytes_in = len(body)
-        return intake.decode(body, self.record.operation, self.record.request_id)
+        call, record = self._call, self.record
+        if call.more_body:
+            call.expect(self._settings.body_timeout_seconds, _body_too_late)
+        body = await call.read_body(limit)
+        if body is None:
+            raise intake.too_large(limit)
+        record.bytes_in = len(body)
+        return intake.decode(body, record.operation, record.request_id)
 
     async def _pass_on(self, routed: Routed) -> None:
-        response, record = routed.response, self.record
+        response, record, call = routed.response, self.record, self._call
         record.backend = routed.upstream.backend.name
         record.reason = routed.decision.reason
         sniffer = UsageSniffer()
@@ -130,33 +131,41 @@ class _Exchange:
         try:
             content_type = _header(response, b"content-type") or b"application/json"
             self._is_sse = content_type.startswith(b"text/event-stream")
-            self.watch.expect(self._settings.idle_timeout_seconds, self._too_late)
-            await (self._stream if self._is_sse else self._whole)(response, content_type, sniffer)
+            call.expect(self._settings.idle_timeout_seconds, self._too_late)
+            last = await (self._stream if self._is_sse else self._whole)(response, content_type, sniffer)
+            # Nothing may cut what is complete.
+            call.settle()
             record.status = response.status
             whole = True
         finally:
             # The one release: it returns or aborts the upstream connection, which frees the slot and stops the engine.
             # An abort is shielded: cancelled in the middle, it would leave an engine computing for nobody.
             record.usage = sniffer.usage
-            self.watch.close()
+            call.settle()
             await (response.aclose() if whole else asyncio.shield(response.aclose()))
+        call.finish(last)
 
-    async def _stream(self, response: BackendResponse, content_type: bytes, sniffer: UsageSniffer) -> None:
-        record, watch, events = self.record, self.watch, WholeEvents()
-        await self._deliver(self._head(response.status, content_type, _SSE_HEADERS))
+    async def _stream(self, response: BackendResponse, content_type: bytes, sniffer: UsageSniffer) -> bytes:
+        record, call, events = self.record, self._call, WholeEvents()
+        self._start(response.status, content_type, _SSE_HEADERS, None)
         try:
             async for chunk in response.chunks:
                 arrived = perf_counter()
-                watch.progress()
+                call.progress()
                 sniffer.feed(chunk)
                 ready = events.feed(chunk)
-                if ready:
-                    await self._deliver({"type": "http.response.body", "body": ready, "more_body": True})
-                    record.bytes_out += len(ready)
+                if not ready:
+                    continue
+                call.write(ready)
+                record.bytes_out += len(ready)
+                if record.first_token is None:
                     if record.first_byte is None:
                         self._note_first_byte(arrived)
-                    if record.first_token is None and not is_opening(ready):
+                    if not is_opening(ready):
                         record.first_token = perf_counter()
+                if call.paused:
+                    await call.drain()
+                    call.progress()
         except BackendProtocolError:
             # An engine that dies after the last event has said everything.
             if not events.done:
@@ -164,110 +173,108 @@ class _Exchange:
         rest = events.finish()
         if not events.done:
             raise BackendProtocolError("The stream ended before it was complete.", backend=record.backend)
-        watch.stop_listening()
-        await self._deliver({"type": "http.response.body", "body": rest, "more_body": False})
+        return rest
 
-    async def _whole(self, response: BackendResponse, content_type: bytes, sniffer: UsageSniffer) -> None:
+    async def _whole(self, response: BackendResponse, content_type: bytes, sniffer: UsageSniffer) -> bytes:
         """Holds one chunk back until the next has come: an answer of one chunk is either whole or a clean error."""
-        head = None
+        record, call = self.record, self._call
         held = b""
-        length = _header(response, b"content-length")
-        extra = ((b"content-length", length),) if length is not None else ()
+        started = False
+        announced = _header(response, b"content-length")
         async for chunk in response.chunks:
             arrived = perf_counter()
-            self.watch.progress()
+            call.progress()
             sniffer.feed(chunk)
             if held:
-                if head is None:
-                    head = self._head(response.status, content_type, extra)
-                    await self._deliver(head)
+                if not started:
+                    started = True
+                    length = int(announced) if announced is not None and announced.isdigit() else None
+                    self._start(response.status, content_type, b"", length)
                     self._note_first_byte(arrived)
-                await self._deliver({"type": "http.response.body", "body": held, "more_body": True})
-                self.record.bytes_out += len(held)
+                call.write(held)
+                record.bytes_out += len(held)
+                if call.paused:
+                    await call.drain()
+                    call.progress()
             held = chunk
-        arrived = perf_counter()
-        if head is None:
-            await self._deliver(self._head(response.status, content_type, extra))
-        self.watch.stop_listening()
-        await self._deliver({"type": "http.response.body", "body": held, "more_body": False})
-        self.record.bytes_out += len(held)
-        if head is None:
+        if not started:
+            arrived = perf_counter()
+            self._start(response.status, content_type, b"", len(held))
             self._note_first_byte(arrived)
+        record.bytes_out += len(held)
+        return held
 
     def _note_first_byte(self, arrived: float) -> None:
         self.record.first_byte = now = perf_counter()
         self.record.overhead_seconds += now - arrived
 
-    async def _deliver(self, message: dict[str, Any]) -> None:
-        self._sending = True
-        await self._send(message)
-        self._sending = False
-        self.watch.progress()
-
-    def _head(self, status: int, content_type: bytes, extra: tuple[tuple[bytes, bytes], ...]) -> dict[str, Any]:
+    def _start(self, status: int, content_type: bytes, extra: bytes, content_bytes: int | None) -> None:
         record = self.record
-        self._started = True
         record.stage = "streaming"
-        headers = [
-            (b"content-type", content_type),
-            (b"x-request-id", record.request_id.encode()),
-            (b"x-upshift-backend", record.backend.encode()),
-            (b"x-upshift-reason", record.reason.encode()),
-            (b"openai-processing-ms", b"%d" % ((perf_counter() - record.started) * 1000)),
-            *extra,
-        ]
-        return {"type": "http.response.start", "status": status, "headers": headers}
+        headers = (
+            b"content-type: %b\r\nx-request-id: %b\r\nx-upshift-backend: %b\r\nx-upshift-reason: %b\r\n"
+            b"openai-processing-ms: %d\r\n%b"
+            % (
+                content_type,
+                record.request_id.encode(),
+                record.backend.encode(),
+                record.reason.encode(),
+                (perf_counter() - record.started) * 1000,
+                extra,
+            )
+        )
+        self._call.start(status, headers, content_bytes)
 
     def _too_late(self) -> Exception:
-        if self._sending:
+        if self._call.paused:
             return ClientGone("The client did not read its answer in time.")
         return BackendTimeout("No answer in time.", backend=self.record.backend)
 
     async def fail(self, refusal: ErrorAnswer) -> None:
         """Tells the client, in the way that is still possible: a status, an error event, or a cut connection."""
-        if isinstance(self.record.error, ClientGone):
+        call = self._call
+        if isinstance(self.record.error, ClientGone) or call.response_complete:
             return
-        if not self._started:
+        if not call.response_started:
             await self._refuse(refusal)
         elif self._is_sse:
             # No [DONE] follows: a client must not take what it has for the whole answer.
-            event = error_event(refusal.message, refusal.type, refusal.code)
-            try:
-                async with asyncio.timeout(FAREWELL_SECONDS):
-                    await self._send({"type": "http.response.body", "body": event, "more_body": False})
-            except TimeoutError:
-                pass
-        # A JSON body that broke off has no place for an error: returning without its end makes the server close the
-        # connection short of the announced length, which every client reports.
+            if call.paused and not await _within(FAREWELL_SECONDS, call.drain()):
+                return
+            call.finish(error_event(refusal.message, refusal.type, refusal.code))
+        # A JSON body that broke off has no place for an error: without its end the connection is cut.
 
     async def _refuse(self, refusal: ErrorAnswer) -> None:
-        headers = [*refusal.headers, (b"x-request-id", self.record.request_id.encode())]
-        if not self._body_read:
-            headers.append((b"connection", b"close"))
-        await self._send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": refusal.body, "more_body": True})
-        if not self._body_read:
-            await self._linger()
-        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+        call = self._call
+        unread = call.more_body
+        if unread:
+            call.keep_alive = False
+        headers = (*refusal.headers, (b"x-request-id", self.record.request_id.encode()))
+        call.start(refusal.status, b"".join(b"%b: %b\r\n" % header for header in headers), len(refusal.body))
+        if unread and not isinstance(self.record.error, BodyTimeout):
+            call.write(refusal.body)
+            # Closing at once would reset the connection under the refusal, and the client would see a broken pipe
+            # where it should read the reason.
+            await _within(LINGER_SECONDS, call.discard_body())
+            call.finish()
+        else:
+            call.finish(refusal.body)
 
-    async def _linger(self) -> None:
-        """Swallows what the client still sends. Closing at once would reset the connection under the refusal, and the
-        client would see a broken pipe where it should read the reason."""
-        if isinstance(self.record.error, BodyTimeout):
-            return
-        try:
-            async with asyncio.timeout(LINGER_SECONDS):
-                while (await self._receive()).get("more_body"):
-                    pass
-        except TimeoutError:
-            pass
+
+async def _within(seconds: float, waiting: Awaitable[None]) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await waiting
+    except TimeoutError:
+        return False
+    return True
 
 
 def _body_too_late() -> Exception:
     return BodyTimeout("The request body did not arrive in time.")
 
 
-_SSE_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+_SSE_HEADERS = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 
 def _header(response: BackendResponse, wanted: bytes) -> bytes | None:

@@ -25,9 +25,6 @@ from gateway.dataplane import DataPlane
 from gateway.listener import connection_class
 from gateway.middleware import is_loopback
 
-# Longer than the idle time of the load balancers in front (60 s is usual): the side that may reuse a connection
-# should be the one that closes it.
-KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
 
 logger = logging.getLogger("upshift")
@@ -63,14 +60,13 @@ class GatewayServer(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="uvloop",
-                http=connection_class(settings.server.max_connections),
+                http=connection_class(app, settings.server.max_connections),
                 ws="none",
                 lifespan="on",
                 log_config=None,
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 # uvicorn takes whole seconds only by its annotation; it hands the value to asyncio.wait_for.
                 timeout_graceful_shutdown=settings.server.drain_seconds,  # type: ignore[arg-type]
             )

@@ -158,7 +158,9 @@ async def _lifespan(app: DataPlane) -> AsyncIterator[None]:
 @contextlib.asynccontextmanager
 async def _listening(app: DataPlane, max_connections: int) -> AsyncIterator[tuple[int, ServerState]]:
     """What uvicorn's Server does, without its ticking: a test should not wait a tenth of a second to end."""
-    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", http=connection_class(max_connections))
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, ws="none", http=connection_class(app, max_connections)
+    )
     config.load()
     state = ServerState()
     protocol: Any = config.http_protocol_class

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
@@ -13,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends.base import Operation
-from gateway.errors import BodyTooLarge, ClientGone, InvalidBody, UnsupportedMedia
-from gateway.intake import MAX_BRACKETS, Receive, check_headers, decode, read_body
+from gateway.errors import BodyTooLarge, InvalidBody, UnsupportedMedia
+from gateway.intake import MAX_BRACKETS, check_headers, decode
 
 
 def chat(body: bytes) -> Any:
@@ -145,50 +143,3 @@ def test_what_a_browser_sends_without_asking_is_refused(content_type: bytes, enc
 def test_announced_length_is_enough_for_a_refusal(length: bytes) -> None:
     with pytest.raises(BodyTooLarge):
         check_headers(b"application/json", b"", length, 10)
-
-
-def receiving(*pieces: bytes | None) -> Receive:
-    """Body pieces as ASGI messages, the last one final; None is the client's leaving."""
-    messages = [
-        {"type": "http.disconnect"}
-        if piece is None
-        else {"type": "http.request", "body": piece, "more_body": number < len(pieces)}
-        for number, piece in enumerate(pieces, 1)
-    ]
-
-    async def receive() -> MutableMapping[str, Any]:
-        await asyncio.sleep(0)
-        return messages.pop(0)
-
-    return receive
-
-
-@pytest.mark.parametrize("pieces", [(b"",), (b"0123456789",), (b"01234", b"56789"), (b"", b"0", b"")], ids=repr)
-async def test_bodies_up_to_the_limit_are_read_whole(pieces: tuple[bytes, ...]) -> None:
-    assert await read_body(receiving(*pieces), 10) == b"".join(pieces)
-
-
-@pytest.mark.parametrize("pieces", [(b"0123456789a",), (b"0123456789", b"a"), (b"0" * 9, b"1" * 9, b"2")], ids=repr)
-async def test_bodies_over_the_limit_are_refused(pieces: tuple[bytes, ...]) -> None:
-    with pytest.raises(BodyTooLarge):
-        await read_body(receiving(*pieces), 10)
-
-
-async def test_reading_stops_as_soon_as_the_limit_is_passed() -> None:
-    endless = {"type": "http.request", "body": b"x" * 4, "more_body": True}
-    reads = 0
-
-    async def receive() -> MutableMapping[str, Any]:
-        nonlocal reads
-        reads += 1
-        return endless
-
-    with pytest.raises(BodyTooLarge):
-        await read_body(receive, 10)
-    assert reads == 3
-
-
-@pytest.mark.parametrize("pieces", [(None,), (b"0", None)], ids=["at once", "halfway"])
-async def test_client_that_leaves_while_sending_is_gone(pieces: tuple[bytes | None, ...]) -> None:
-    with pytest.raises(ClientGone):
-        await read_body(receiving(*pieces), 10)

@@ -71,7 +71,7 @@ async def test_large_body_behind_a_small_head_in_one_read_is_fine() -> None:
         for _ in range(2):
             writer.write(request(content))
             assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
-            await reader.readuntil(b"0\r\n\r\n")
+            await reader.readuntil(b"}}}")
 
 
 @pytest.mark.parametrize("earlier", [b"", request()], ids=["first request", "second request"])
@@ -80,7 +80,7 @@ async def test_slow_head_is_given_up(monkeypatch: pytest.MonkeyPatch, earlier: b
     async with serving(FakeBackend()) as gateway, gateway.connection() as (reader, writer):
         if earlier:
             writer.write(earlier)
-            await reader.readuntil(b"0\r\n\r\n")
+            await reader.readuntil(b"}}}")
         writer.write(b"GET /livez HTTP/1.1\r\nhost: loc")
         assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
 

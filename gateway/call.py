@@ -1,0 +1,283 @@
+"""One inference POST on a client's connection: its body as it arrives, its answer as it leaves, who ended it and why.
+
+What ASGI's receive and send are for other requests, without their messages, tasks and copies (docs/performance.md).
+Neighbours: listener.py (feeds it), relay.py (serves it), deadline.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from backends.base import Operation
+from backends.errors import BackendProtocolError
+from gateway.errors import ClientGone
+
+if TYPE_CHECKING:
+    from gateway.listener import ClientConnection
+
+# A body that nobody reads yet, behind other pipelined requests, may have arrived this far; then reading stops.
+_UNREAD_BYTES = 64 * 1024
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_STATUS_LINES = {
+    status: b"HTTP/1.1 %d %s\r\n" % (status, phrase)
+    for status, phrase in (
+        (200, b"OK"),
+        (400, b"Bad Request"),
+        (401, b"Unauthorized"),
+        (403, b"Forbidden"),
+        (404, b"Not Found"),
+        (408, b"Request Timeout"),
+        (413, b"Content Too Large"),
+        (415, b"Unsupported Media Type"),
+        (421, b"Misdirected Request"),
+        (429, b"Too Many Requests"),
+        (431, b"Request Header Fields Too Large"),
+        (500, b"Internal Server Error"),
+        (502, b"Bad Gateway"),
+        (503, b"Service Unavailable"),
+        (504, b"Gateway Timeout"),
+    )
+}
+
+
+class Call:
+    """`headers` are (lower-case name, value). Everything here happens on the connection's event loop.
+
+    Until `settle()` the client's leaving or a passed deadline cancels the serving task; `verdict` says why.
+    """
+
+    __slots__ = (
+        "_announced",
+        "_chunked",
+        "_connection",
+        "_discarding",
+        "_expects_continue",
+        "_limit",
+        "_parts",
+        "_settled",
+        "_size",
+        "_task",
+        "_too_late",
+        "_waiter",
+        "disconnected",
+        "headers",
+        "http_version",
+        "keep_alive",
+        "more_body",
+        "operation",
+        "response_complete",
+        "response_started",
+        "verdict",
+    )
+
+    def __init__(
+        self,
+        connection: ClientConnection,
+        operation: Operation,
+        headers: list[tuple[bytes, bytes]],
+        http_version: str,
+        *,
+        keep_alive: bool,
+        expects_continue: bool,
+    ) -> None:
+        self.operation = operation
+        self.headers = headers
+        self.http_version = http_version
+        self.verdict: Exception | None = None
+        # The names that uvicorn uses for the same things of its own requests.
+        self.keep_alive = keep_alive
+        self.more_body = True
+        self.response_started = False
+        self.response_complete = False
+        self.disconnected = False
+
+        self._connection = connection
+        self._task: asyncio.Task[None] | None = None
+        self._settled = False
+        self._too_late: Callable[[], Exception] | None = None
+        # The request
+        self._expects_continue = expects_continue
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._limit = 0
+        self._discarding = False
+        self._waiter: asyncio.Future[None] | None = None
+        # The answer
+        self._chunked = False
+        self._announced: int | None = None
+
+    # -- told by the connection ---------------------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """The next piece of the body."""
+        self._size += len(data)
+        if self._discarding:
+            return
+        self._parts.append(data)
+        if self._task is None:
+            if self._size > _UNREAD_BYTES:
+                self._connection.flow.pause_reading()
+        elif self._waiter is not None and self._size > self._limit:
+            self._wake()
+
+    def body_complete(self) -> None:
+        """The body has arrived whole."""
+        self.more_body = False
+        self._wake()
+
+    def disconnect(self) -> None:
+        """The client is gone, or nothing more can be understood of what it sends."""
+        self.disconnected = True
+        self._end(self._gone())
+
+    # -- used by whoever serves it ------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """The task that calls this serves the call; it must `end()` it."""
+        self._task = asyncio.current_task()
+        self._connection.flow.resume_reading()
+
+    async def read_body(self, max_bytes: int) -> bytes | None:
+        """The whole body; None as soon as it is longer than `max_bytes`, whatever Content-Length said. Raises
+        ClientGone."""
+        if self._expects_continue and self.more_body and not self._size:
+            self._connection.transport.write(_CONTINUE)
+        self._limit = max_bytes
+        while self.more_body and self._size <= max_bytes and not self.disconnected:
+            await self._change()
+        if self.disconnected:
+            raise self._gone()
+        if self._size > max_bytes:
+            return None
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        return body
+
+    async def discard_body(self) -> None:
+        """Swallows what the client still sends, to its end."""
+        self._discarding = True
+        self._parts.clear()
+        while self.more_body and not self.disconnected:
+            await self._change()
+
+    def expect(self, seconds: float, too_late: Callable[[], Exception]) -> None:
+        """Something has to happen every `seconds`, or the verdict is what `too_late` makes."""
+        self._too_late = too_late
+        self._connection.deadline.expect(seconds, self._late)
+
+    def progress(self) -> None:
+        """Something happened."""
+        self._connection.deadline.progress()
+
+    def recover(self) -> Exception | None:
+        """To be called on CancelledError: the verdict, with the cancellation taken back; None where it was not ours."""
+        if self.verdict is not None and self._task is not None:
+            self._task.uncancel()
+        return self.verdict
+
+    def settle(self) -> None:
+        """The answer is complete or given up: from now on nothing cancels the serving task. Idempotent."""
+        self._settled = True
+        self._too_late = None
+        if not self.disconnected:
+            self._connection.deadline.forget()
+
+    def start(self, status: int, headers: bytes, content_bytes: int | None) -> None:
+        """Writes the head. `headers` are whole lines; framing, Date and Connection are added here. Without
+        `content_bytes` the answer is chunked, or ends with the connection for a client of HTTP/1.0."""
+        self.response_started = True
+        self._announced = content_bytes
+        if content_bytes is not None:
+            framing = b"content-length: %d\r\n" % content_bytes
+        elif self.http_version == "1.0":
+            framing = b""
+        else:
+            self._chunked = True
+            framing = b"transfer-encoding: chunked\r\n"
+        end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
+        connection = self._connection
+        connection.transport.write(
+            b"".join((_STATUS_LINES[status], connection.common_headers(), headers, framing, end))
+        )
+
+    def write(self, data: bytes) -> None:
+        """The next piece of the answer; `drain()` is due when `paused` is true afterwards. Silent once the client has
+        left. Raises BackendProtocolError for more bytes than were announced."""
+        if self.disconnected or not data:
+            return
+        if self._chunked:
+            self._connection.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            return
+        if self._announced is not None:
+            if len(data) > self._announced:
+                raise BackendProtocolError("The answer is longer than its Content-Length.")
+            self._announced -= len(data)
+        self._connection.transport.write(data)
+
+    @property
+    def paused(self) -> bool:
+        """Whether the client reads more slowly than we write."""
+        return self._connection.flow.write_paused
+
+    async def drain(self) -> None:
+        """Until the client has read enough."""
+        await self._connection.flow.drain()
+
+    def finish(self, last: bytes = b"") -> None:
+        """Writes the last piece and the end. Raises BackendProtocolError when fewer came than were announced."""
+        if self.disconnected:
+            return
+        if self._chunked:
+            end = b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last) if last else b"0\r\n\r\n"
+            self._connection.transport.write(end)
+        else:
+            self.write(last)
+            if self._announced:
+                raise BackendProtocolError("The answer is shorter than its Content-Length.")
+        self.settle()
+        self.response_complete = True
+        if not self.keep_alive:
+            self._connection.transport.close()
+        self._connection.on_response_complete()
+
+    def end(self) -> None:
+        """The serving task is over. An answer without its end is cut: the connection closes short of it, which every
+        client reports."""
+        self.settle()
+        if self._task is not None:
+            self._connection.tasks.discard(self._task)
+            self._task = None
+        if not self.response_complete and not self.disconnected:
+            self._connection.transport.close()
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    async def _change(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _gone(self) -> ClientGone:
+        return ClientGone(
+            f"The client left {'while sending its request' if self.more_body else 'before its answer was complete'}."
+        )
+
+    def _late(self) -> None:
+        if self._too_late is not None:
+            self._end(self._too_late())
+
+    def _end(self, verdict: Exception) -> None:
+        if self._settled or self._task is None:
+            self._wake()
+        elif self.verdict is None:
+            self.verdict = verdict
+            self._task.cancel()
