@@ -19,7 +19,7 @@ class Operation(StrEnum):
 
 
 class BackendState(StrEnum):
-    """Life of an engine. Remote endpoints know only READY and FAILED."""
+    """Life of an engine. Remote endpoints know only STOPPED and READY."""
 
     STOPPED = "stopped"
     STARTING = "starting"

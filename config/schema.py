@@ -5,9 +5,11 @@ Neighbours: load.py (fills it from YAML, environment and command line), example.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 DEMO_SOURCE = "demo"
@@ -17,6 +19,21 @@ ModelName = Annotated[
     str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$", strict=True)
 ]
 HostName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:\[\]-]+$")]
+_ENDPOINT = re.compile(r"(http://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?)(?:/v1)?/?")
+
+
+def _endpoint(value: str) -> str:
+    found = _ENDPOINT.fullmatch(value)
+    try:
+        if found and urlsplit(value).port != 0:
+            return found[1]
+    except ValueError:  # a port over 65535, or no IPv6 address between the brackets
+        pass
+    raise PydanticCustomError("endpoint", "should be http://host:port, with or without /v1 behind it")
+
+
+# As `http://host:port`: the /v1 that base URLs end with is cut off.
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
 SourcePath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$", strict=True)]
 
 
@@ -25,16 +42,29 @@ class _Tree(BaseModel):
 
 
 class GgufSettings(_Tree):
-    """A model served by the local GGUF engine."""
+    """A model served by a GGUF engine: ours on a file (`source`), or one that runs elsewhere (`openai`)."""
 
-    source: SourcePath
+    source: SourcePath | None = None
     """`demo` (the bundled model) or the path of a .gguf file; a relative path starts at the config file's folder."""
+
+    openai: Endpoint | None = None
+    """Instead of `source`: base URL of an OpenAI endpoint that serves the model under the same name (llama-server)."""
 
     parallel: Annotated[int, Field(strict=True, ge=1, le=256)] | Literal["auto"] = "auto"
     """Answers computed at the same time. `auto` fits the machine."""
 
     threads: Annotated[int, Field(strict=True, ge=1, le=512)] | Literal["auto"] = "auto"
     """CPU threads of the engine. `auto` is the number of usable physical cores less one."""
+
+    @model_validator(mode="after")
+    def _one_engine(self) -> GgufSettings:
+        if (self.source is None) == (self.openai is None):
+            text = "should have either source (a GGUF file) or openai (the URL of an endpoint)"
+            raise PydanticCustomError("one_engine", text)
+        if self.openai is not None and (self.parallel, self.threads) != ("auto", "auto"):
+            text = "parallel and threads belong to source; the endpoint at openai has settings of its own"
+            raise PydanticCustomError("not_our_engine", text)
+        return self
 
 
 class ModelSettings(_Tree):

@@ -184,7 +184,7 @@ def banner(settings: Settings, url: str) -> str:
     lines = [f"Upshift {version('upshift')} listens on {url}/v1"]
     for model in settings.models:
         also = f"  (also {', '.join(model.aliases)})" if model.aliases else ""
-        lines.append(f"  {model.name:<24} {model.gguf.source}{also}")
+        lines.append(f"  {model.name:<24} {model.gguf.source or model.gguf.openai}{also}")
     body = f'{{"model":"{settings.models[0].name}","stream":true,"messages":[{{"role":"user","content":"Hello!"}}]}}'
     lines += [
         "Try it:",

@@ -78,6 +78,7 @@ def _show_models(file: Path | None) -> bool:
     fine = True
     for model in settings.models:
         problem = models.problem_with(model.gguf.source)
-        click.echo(f"model     {model.name}: {problem or f'{model.gguf.source} found'}")
+        fact = f"{model.gguf.source} found" if model.gguf.source else f"served at {model.gguf.openai}, not asked"
+        click.echo(f"model     {model.name}: {problem or fact}")
         fine = fine and not problem
     return fine

@@ -52,15 +52,18 @@ def as_settings(argument: str, context_tokens: int | None = None) -> ModelSettin
         raise click.UsageError(f"{argument!r}: {error.errors()[0]['msg']}.") from error
 
 
-def check_source(source: str) -> None:
-    """Raises ClickException naming what is wrong with a model's file, and what to do about it."""
+def check_source(source: str | None) -> None:
+    """Raises ClickException naming what is wrong with a model's file, and what to do about it. None is a model that an
+    endpoint elsewhere serves: it has no file here."""
     problem = problem_with(source)
     if problem:
         raise click.ClickException(problem)
 
 
-def problem_with(source: str) -> str:
-    """Why `source` cannot be served, in one line; empty where nothing speaks against it."""
+def problem_with(source: str | None) -> str:
+    """Why `source` cannot be served, in one line; empty where nothing speaks against it, as with None."""
+    if source is None:
+        return ""
     path = _path(source)
     try:
         with path.open("rb") as file:

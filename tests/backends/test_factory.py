@@ -6,9 +6,17 @@ from pathlib import Path
 import pytest
 
 from backends.base import BackendState, InferenceRequest, Operation
-from backends.errors import EngineStartFailed
+from backends.engine import GgufBackend
+from backends.errors import BackendUnavailable, EngineStartFailed
 from backends.factory import create_backend
 from config.schema import GgufSettings, ModelSettings
+from tests.backends.peer import answer, says, serve
+
+
+def engine_for(model: ModelSettings) -> GgufBackend:
+    backend = create_backend(model)
+    assert isinstance(backend, GgufBackend)
+    return backend
 
 
 def test_nothing_is_started_by_building(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,6 +26,24 @@ def test_nothing_is_started_by_building(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_endpoint_gets_the_body_unchanged_and_is_let_go_of_at_the_end() -> None:
+    answered = answer(b'{"ok": true}', b"content-type: application/json")
+    async with serve(says(answered), tcp=True) as peer:
+        backend = create_backend(ModelSettings(name="far", gguf=GgufSettings(openai=peer.address + "/v1")))
+        assert (backend.name, backend.state, peer.connections) == ("gguf", BackendState.STOPPED, 0)
+        await backend.start()
+        assert (backend.state, peer.connections) == (BackendState.READY, 0)
+        request = InferenceRequest(Operation.CHAT, "far", b'{"model" : "far"}', False, "request-1")
+        response = await backend.send(request)
+        assert b"".join([chunk async for chunk in response.chunks]) == b'{"ok": true}'
+        await response.aclose()
+        await backend.stop()
+        await backend.stop()
+        assert backend.state is BackendState.STOPPED
+        with pytest.raises(BackendUnavailable):
+            await backend.send(request)
+
+
 async def test_settings_reach_the_engines_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interpreter that fails with its arguments as the cause shows what would have been run."""
     interpreter = tmp_path / "python"
@@ -25,7 +51,7 @@ async def test_settings_reach_the_engines_command_line(tmp_path: Path, monkeypat
     interpreter.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(interpreter))
     gguf = GgufSettings(source="/models/m.gguf", parallel=2, threads=1)
-    backend = create_backend(ModelSettings(name="demo", aliases=("gpt-4", "o1"), context_tokens=512, gguf=gguf))
+    backend = engine_for(ModelSettings(name="demo", aliases=("gpt-4", "o1"), context_tokens=512, gguf=gguf))
     await backend.start()
     with pytest.raises(EngineStartFailed):
         await backend.wait_ready(20)
@@ -40,7 +66,7 @@ async def test_settings_reach_the_engines_command_line(tmp_path: Path, monkeypat
 @pytest.mark.engine
 async def test_real_engine_answers_to_name_and_alias_and_ends(tiny_model: Path) -> None:
     gguf = GgufSettings(source=str(tiny_model), parallel=1, threads=1)
-    backend = create_backend(ModelSettings(name="tiny", aliases=("alias",), context_tokens=256, gguf=gguf))
+    backend = engine_for(ModelSettings(name="tiny", aliases=("alias",), context_tokens=256, gguf=gguf))
     await backend.start()
     try:
         await backend.wait_ready(60)
@@ -58,7 +84,7 @@ async def test_real_engine_answers_to_name_and_alias_and_ends(tiny_model: Path) 
 async def test_real_engine_says_why_a_file_does_not_load(tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + bytes(100))
-    backend = create_backend(ModelSettings(name="broken", gguf=GgufSettings(source=str(broken))))
+    backend = engine_for(ModelSettings(name="broken", gguf=GgufSettings(source=str(broken))))
     await backend.start()
     with pytest.raises(EngineStartFailed) as caught:
         await backend.wait_ready(60)

@@ -130,6 +130,14 @@ MODEL = "models:\n  - name: a\n    gguf: {source: demo}\n"
         ("models:\n  - name: a", "line 2: models[0].gguf: is missing"),
         (MODEL + "    context_tokens: 1", "line 4: models[0].context_tokens: should be greater than or equal to 64"),
         (
+            "models:\n  - name: a\n    gguf: {parallel: 1}",
+            "line 3: models[0].gguf: should have either source (a GGUF file) or openai (the URL of an endpoint)",
+        ),
+        (
+            "models:\n  - name: a\n    gguf: {openai: x}",
+            "line 3: models[0].gguf.openai: should be http://host:port, with or without /v1 behind it",
+        ),
+        (
             "models: [{name: a, gguf: {source: demo, parallel: many}}]",
             "line 1: models[0].gguf.parallel: should be a whole number or should be 'auto'",
         ),
@@ -220,6 +228,8 @@ def test_shown_settings_read_back_the_same_and_say_where_from(tmp_path: Path) ->
     assert "  port: 9  # UPSHIFT_PORT\n" in text
     assert f'  - name: "demo"  # {EXAMPLE}:' in text
     assert "  port: 8484  # default\n" in show(load(environ={}))
+    remote = load(written(tmp_path, 'models: [{name: r, gguf: {openai: "http://[::1]:1/v1"}}]'), environ={})
+    assert load(written(tmp_path, show(remote)), environ={}).settings == remote.settings
     replaced = load(environ={}, overrides=[Override(("models",), [{"name": "x", "gguf": {"source": "/x"}}], "--model")])
     assert '      source: "/x"  # --model\n' in show(replaced)
 

@@ -54,3 +54,50 @@ def test_one_name_belongs_to_one_model(models: tuple[ModelSettings, ...]) -> Non
 def test_numbers_have_bounds_and_a_type(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         ServerSettings.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+        ("http://127.0.0.1:8080/v1", "http://127.0.0.1:8080"),
+        ("http://llama-server.svc/v1/", "http://llama-server.svc"),
+        ("http://[::1]:8080/", "http://[::1]:8080"),
+    ],
+)
+def test_base_urls_of_endpoints_lose_their_path(url: str, expected: str) -> None:
+    assert GgufSettings(openai=url).openai == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "127.0.0.1:8080",
+        "https://x",
+        "http://x/v2",
+        "http://u:p@x",
+        "http://x:0",
+        "http://x:65536",
+        "http://[:]",
+        "http://x?a\n",
+    ],
+)
+def test_other_urls_are_refused(url: str) -> None:
+    with pytest.raises(ValidationError, match="should be http://host:port"):
+        GgufSettings(openai=url)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "either source"),
+        ({"source": "demo", "openai": "http://x"}, "either source"),
+        ({"openai": "http://x", "parallel": 2}, "belong to source"),
+        ({"openai": "http://x", "threads": 2}, "belong to source"),
+    ],
+    ids=str,
+)
+def test_model_has_one_engine(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        GgufSettings.model_validate(values)

@@ -47,9 +47,12 @@ def test_localhost_listens_on_one_port_of_every_loopback_address() -> None:
 
 def test_banner_says_where_what_and_how() -> None:
     model = ModelSettings(name="m", aliases=("gpt-4o-mini",), gguf=GgufSettings(source="/x/m.gguf"))
-    text = banner(Settings(models=(model,)), "http://127.0.0.1:8484")
+    remote = ModelSettings(name="r", gguf=GgufSettings(openai="http://10.0.0.2:8080"))
+    text = banner(Settings(models=(model, remote)), "http://127.0.0.1:8484")
     assert "http://127.0.0.1:8484/v1" in text
     assert "gpt-4o-mini" in text
+    assert "/x/m.gguf" in text
+    assert "http://10.0.0.2:8080" in text
     assert "curl" in text
     payload = text.partition("-d '")[2].partition("'")[0]
     assert json.loads(payload)["model"] == "m"

@@ -109,6 +109,13 @@ def test_config_check_looks_at_the_models(tmp_path: Path, capsys: pytest.Capture
     assert "there is no file" in capsys.readouterr().err
 
 
+def test_config_check_takes_an_endpoint_on_trust(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "upshift.yaml"
+    file.write_text('models: [{name: far, gguf: {openai: "http://10.0.0.2:8080/v1"}}]')
+    assert main(["config", "check", str(file)]) == 0
+    assert "Models: far" in capsys.readouterr().out
+
+
 def test_config_show_prints_origins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
