@@ -6,10 +6,19 @@ Neighbours: load.py (fills it from YAML, environment and command line), example.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 DEMO_SOURCE = "demo"
@@ -35,6 +44,11 @@ def _endpoint(value: str) -> str:
 # As `http://host:port`: the /v1 that base URLs end with is cut off.
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 SourcePath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$", strict=True)]
+TierName = Annotated[
+    str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", strict=True)
+]
+# The upper bound keeps the limiter's integers below 2^63 (gateway/ratelimit.py).
+Limit = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)] | Literal["unlimited"] | None
 
 
 class _Tree(BaseModel):
@@ -114,6 +128,50 @@ class ServerSettings(_Tree):
     """How long running answers may go on after SIGTERM or SIGINT."""
 
 
+class AuthSettings(_Tree):
+    """Who may use the gateway."""
+
+    keys_file: SourcePath
+    """The file with the API keys, made by `upshift keys add`; a relative path starts at the config file's folder."""
+
+
+class LimitSettings(_Tree):
+    """What one key may take. Unset: whatever the next wider place says (key, then its tier, then the default), and
+    no limit where none says anything. `unlimited` lifts a wider limit."""
+
+    requests_per_minute: Limit = None
+    """Requests admitted per minute; as many may come at once after a pause."""
+
+    tokens_per_minute: Limit = None
+    """Tokens of prompts and answers per minute: estimated when a request is admitted, corrected when it is over."""
+
+    concurrent: Limit = None
+    """Requests that may run at the same time."""
+
+    max_tokens_per_request: Limit = None
+    """Most tokens one request may ask for, prompt and answers together; more is refused with 400."""
+
+
+class LimitsSettings(_Tree):
+    """Limits of the keys."""
+
+    default: LimitSettings = LimitSettings()
+    """For every key, and for everybody together where there are no keys."""
+
+    tiers: dict[TierName, LimitSettings] = Field(default={}, max_length=100)
+    """Limits by tier, for the keys that name one."""
+
+
+def _auth_kind(value: Any) -> str:
+    return "none" if isinstance(value, str) else AuthSettings.__name__
+
+
+Auth = Annotated[
+    Annotated[AuthSettings, Tag(AuthSettings.__name__)] | Annotated[Literal["none"], Tag("none")],
+    Discriminator(_auth_kind),
+]
+
+
 def _demo() -> tuple[ModelSettings, ...]:
     return (ModelSettings(name="demo", gguf=GgufSettings(source=DEMO_SOURCE)),)
 
@@ -126,6 +184,13 @@ class Settings(_Tree):
 
     models: tuple[ModelSettings, ...] = Field(default_factory=_demo, min_length=1, max_length=1000)
     """The models served. Unset: the bundled demo model."""
+
+    auth: Auth | None = None
+    """API keys, or `none`: everybody who reaches the listener may use it. Unset is `none` on a loopback address and
+    refused on any other."""
+
+    limits: LimitsSettings = LimitsSettings()
+    """What each key may take."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Settings:

@@ -19,7 +19,7 @@ def _lines(value: Any, place: Place, loaded: Loaded) -> Iterator[str]:
     indent = "  " * len(place)
     for key, item in value.items():
         here = (*place, key)
-        if isinstance(item, dict):
+        if isinstance(item, dict) and item:
             yield f"{indent}{key}:"
             yield from _lines(item, here, loaded)
         elif isinstance(item, list) and item and isinstance(item[0], dict):
@@ -29,7 +29,7 @@ def _lines(value: Any, place: Place, loaded: Loaded) -> Iterator[str]:
                 yield f"{first[: len(indent) + 2]}- {first[len(indent) + 4 :]}"
                 yield from rest
         else:
-            # JSON scalars and lists are YAML, and quote whatever needs it.
+            # JSON scalars, lists and the empty mapping are YAML, and quote whatever needs it.
             yield f"{indent}{key}: {json.dumps(item)}  # {_origin(here, loaded)}"
 
 

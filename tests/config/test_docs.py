@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 import config
-from config.schema import GgufSettings, ModelSettings, ServerSettings
+from config.schema import AuthSettings, GgufSettings, LimitSettings, ModelSettings, ServerSettings
 
 PAGE = Path(config.__file__).parent.parent / "docs" / "config.md"
 
@@ -31,4 +31,6 @@ def _shown(default: object) -> str:
 def test_page_has_every_key_with_its_default() -> None:
     rows = re.findall(r"^\| `([^`]+)` \| `?([^|`]*)`? \|", PAGE.read_text(), re.MULTILINE)
     keys = expected("server.", ServerSettings) | expected("models[].", ModelSettings)
-    assert dict(rows) == keys | expected("models[].gguf.", GgufSettings)
+    keys |= expected("models[].gguf.", GgufSettings) | expected("auth.", AuthSettings)
+    keys |= expected("limits.default.", LimitSettings) | expected("limits.tiers.NAME.", LimitSettings)
+    assert dict(rows) == keys

@@ -11,7 +11,7 @@ import yaml
 import config
 from config.errors import ConfigError
 from config.load import MAX_FILE_BYTES, Override, load
-from config.schema import Settings
+from config.schema import AuthSettings, LimitSettings, Settings
 from config.show import show
 
 EXAMPLE = Path(config.__file__).parent / "example.yaml"
@@ -37,6 +37,8 @@ def test_example_names_every_key_and_is_valid() -> None:
     assert set(data["server"]) == set(type(settings.server).model_fields)
     assert set(data["models"][0]) == set(type(settings.models[0]).model_fields)
     assert set(data["models"][0]["gguf"]) == set(type(settings.models[0].gguf).model_fields)
+    assert set(data["limits"]["default"]) == set(LimitSettings.model_fields)
+    assert set(data) == set(Settings.model_fields)
 
 
 def test_example_shows_the_defaults() -> None:
@@ -111,6 +113,11 @@ models:
     assert sources == [str(tmp_path / "models/a.gguf"), "/home/someone/b.gguf", "/srv/c.gguf", "demo"]
 
 
+def test_relative_keys_file_starts_at_the_file(tmp_path: Path) -> None:
+    settings = load(written(tmp_path, "auth: {keys_file: secret/keys.yaml}"), environ={}).settings
+    assert settings.auth == AuthSettings(keys_file=str(tmp_path / "secret/keys.yaml"))
+
+
 MODEL = "models:\n  - name: a\n    gguf: {source: demo}\n"
 
 
@@ -149,6 +156,20 @@ MODEL = "models:\n  - name: a\n    gguf: {source: demo}\n"
         ("server:\n  port: ${NOPE}", "line 2: server.port: the environment variable NOPE is not set "),
         ("server: {port: ${NOPE}}", "line 1: not valid YAML: "),
         ("- 1", "line 1: the top level should be a mapping (key: value)"),
+        ("auth: keys.yaml", "line 1: auth: should be 'none'"),
+        ("auth: {}", "line 1: auth.keys_file: is missing"),
+        ("auth: [a]", "line 1: auth: should be a mapping (key: value)"),
+        (
+            "limits: {default: {requests_per_min: 1}}",
+            "line 1: limits.default.requests_per_min: unknown key; did you mean",
+        ),
+        ("limits:\n  tiers:\n    a: {concurent: 1}", "line 3: limits.tiers.a.concurent: unknown key; did you mean"),
+        ("limits:\n  tiers:\n    a b: {}", "line 3: limits.tiers.a b: has characters that are not allowed here"),
+        ("limits: {tiers: []}", "line 1: limits.tiers: should be a mapping (key: value)"),
+        (
+            "limits: {default: {concurrent: many}}",
+            "line 1: limits.default.concurrent: should be a whole number or should be 'unlimited'",
+        ),
         ("server: [", "line 1: not valid YAML: "),
         ("server: !!python/name:os.system", "line 1: server: the YAML tag 'os.system' is not supported"),
         ("server: {<<: {port: 1}}", "line 1: server: keys should be plain words"),
@@ -163,6 +184,13 @@ MODEL = "models:\n  - name: a\n    gguf: {source: demo}\n"
 def test_one_problem_names_its_place(tmp_path: Path, text: str, expected: str) -> None:
     [problem] = problems(tmp_path, text)
     assert problem.startswith(expected)
+
+
+def test_mistake_inside_a_choice_of_forms_names_the_inner_place(tmp_path: Path) -> None:
+    assert problems(tmp_path, "auth:\n  keys_fil: x") == [
+        "line 2: auth.keys_file: is missing",
+        "line 2: auth.keys_fil: unknown key; did you mean keys_file?",
+    ]
 
 
 def test_all_problems_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
@@ -232,6 +260,14 @@ def test_shown_settings_read_back_the_same_and_say_where_from(tmp_path: Path) ->
     assert load(written(tmp_path, show(remote)), environ={}).settings == remote.settings
     replaced = load(environ={}, overrides=[Override(("models",), [{"name": "x", "gguf": {"source": "/x"}}], "--model")])
     assert '      source: "/x"  # --model\n' in show(replaced)
+
+
+@pytest.mark.parametrize(
+    "text", ["auth: none", "auth: {keys_file: /k.yaml}", "limits: {tiers: {a: {concurrent: unlimited}, b: {}}}"]
+)
+def test_shown_auth_and_limits_read_back_the_same(tmp_path: Path, text: str) -> None:
+    loaded = load(written(tmp_path, text), environ={})
+    assert load(written(tmp_path, show(loaded)), environ={}).settings == loaded.settings
 
 
 def test_schema_describes_every_key() -> None:

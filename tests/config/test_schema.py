@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from config.schema import GgufSettings, ModelSettings, ServerSettings, Settings
+from config.schema import GgufSettings, LimitSettings, ModelSettings, ServerSettings, Settings
 
 
 def model(name: str, *aliases: str) -> ModelSettings:
@@ -101,3 +101,18 @@ def test_other_urls_are_refused(url: str) -> None:
 def test_model_has_one_engine(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         GgufSettings.model_validate(values)
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, "5", "none", 10**9 + 1], ids=str)
+def test_limits_are_whole_numbers_or_unlimited(value: object) -> None:
+    with pytest.raises(ValidationError):
+        LimitSettings.model_validate({"requests_per_minute": value})
+
+
+def test_auth_is_keys_or_the_word_none() -> None:
+    assert Settings().auth is None
+    assert Settings.model_validate({"auth": "none"}).auth == "none"
+    others: list[object] = ["keys.yaml", "", 1, [], {}, {"keys_file": ""}]
+    for value in others:
+        with pytest.raises(ValidationError):
+            Settings.model_validate({"auth": value})
