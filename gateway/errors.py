@@ -9,6 +9,10 @@ GatewayError
 ├── UnknownPath            no such path
 ├── MethodRefused          the path exists, the method does not
 ├── TooManyHeaders         more header fields than any client needs
+├── InvalidKey             no API key, or none that is known and in force
+├── ModelNotAllowed        a model that the key does not cover
+├── TooManyTokens          a request for more tokens than the key may ask for at once
+├── RateLimited            one of the key's limits is used up; says which, and for how long
 ├── ShuttingDown           the gateway stops before the answer was complete
 └── ClientGone             the client left first; nobody is told, logs and metrics say 499
 
@@ -72,6 +76,33 @@ class TooManyHeaders(GatewayError):
     """More header fields than any client needs."""
 
 
+class InvalidKey(GatewayError):
+    """No API key, or none that is known and in force. The message never repeats what was sent."""
+
+
+class ModelNotAllowed(GatewayError):
+    """The model exists, and the key does not cover it."""
+
+
+class TooManyTokens(GatewayError):
+    """The request asks for more tokens than `max_tokens_per_request`: waiting would not help, so it is no 429."""
+
+
+class RateLimited(GatewayError):
+    """One of the key's limits is used up.
+
+    `limit` is `requests`, `tokens` or `concurrent`; `headers` are the x-ratelimit fields as they stand.
+    """
+
+    def __init__(
+        self, message: str, *, limit: str, retry_after_seconds: float, headers: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.retry_after_seconds = retry_after_seconds
+        self.headers = headers
+
+
 class ShuttingDown(GatewayError):
     """The drain time is over and the answer was not complete."""
 
@@ -105,6 +136,10 @@ TABLE: dict[type[Exception], Row] = {
     UnknownPath: Row(404, _REQUEST, "not_found"),
     MethodRefused: Row(405, _REQUEST, "method_not_allowed"),
     TooManyHeaders: Row(431, _REQUEST, "headers_too_large"),
+    InvalidKey: Row(401, "authentication_error", "invalid_api_key", headers=((b"www-authenticate", b"Bearer"),)),
+    ModelNotAllowed: Row(403, _REQUEST, "model_not_allowed"),
+    TooManyTokens: Row(400, _REQUEST, "invalid_request"),
+    RateLimited: Row(429, "rate_limit_error", "rate_limit_exceeded", retry_after_seconds=1.0),
     ShuttingDown: Row(503, _SERVER, "shutting_down", retry_after_seconds=1.0),
     ClientGone: Row(499, _REQUEST, "client_disconnected"),
     routing.RoutingError: Row(500, _SERVER, "internal_error", "Internal error."),
@@ -169,6 +204,8 @@ def answer(error: BaseException, request_id: str) -> ErrorAnswer:
     headers += _retry_headers(error, row)
     if isinstance(error, MethodRefused):
         headers.append((b"allow", error.allow.encode()))
+    if isinstance(error, RateLimited):
+        headers += error.headers
     return ErrorAnswer(row.status, row.type, row.code, message, headers, body)
 
 
@@ -176,5 +213,9 @@ def _retry_headers(error: BaseException, row: Row) -> list[tuple[bytes, bytes]]:
     seconds = getattr(error, "retry_after_seconds", None)
     if row.retry_after_seconds is None:
         return []
-    seconds = row.retry_after_seconds if seconds is None else min(max(float(seconds), 0.0), 3600.0)
+    if seconds is None:
+        seconds = row.retry_after_seconds
+    elif isinstance(error, backend.BackendError):
+        # An engine's word, so it is bounded; a key's limit is our own count and may be further off.
+        seconds = min(max(float(seconds), 0.0), 3600.0)
     return [(b"retry-after", b"%d" % math.ceil(seconds)), (b"retry-after-ms", b"%d" % math.ceil(seconds * 1000))]

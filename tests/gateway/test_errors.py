@@ -42,6 +42,17 @@ def test_no_row_is_left_over() -> None:
         (gateway.UnknownPath("bad"), 404, "not_found", {}),
         (gateway.MethodRefused("bad", allow="POST"), 405, "method_not_allowed", {b"allow": b"POST"}),
         (gateway.TooManyHeaders("bad"), 431, "headers_too_large", {}),
+        (gateway.InvalidKey("bad"), 401, "invalid_api_key", {b"www-authenticate": b"Bearer"}),
+        (gateway.ModelNotAllowed("bad", param="model"), 403, "model_not_allowed", {}),
+        (gateway.TooManyTokens("bad", param="max_tokens"), 400, "invalid_request", {}),
+        (
+            gateway.RateLimited(
+                "bad", limit="tokens", retry_after_seconds=7200.25, headers=((b"x-ratelimit-a", b"1"),)
+            ),
+            429,
+            "rate_limit_exceeded",
+            {b"retry-after": b"7201", b"retry-after-ms": b"7200250", b"x-ratelimit-a": b"1"},
+        ),
         (gateway.ShuttingDown("bad"), 503, "shutting_down", {b"retry-after": b"1"}),
         (gateway.ClientGone("bad"), 499, "client_disconnected", {}),
         (routing.ModelNotFound("x", ("y",)), 404, "model_not_found", {}),
@@ -67,11 +78,12 @@ def test_row(error: Exception, status: int, code: str, headers: dict[bytes, byte
     sent = dict(refusal.headers)
     detail = json.loads(refusal.body)["error"]
     assert (refusal.status, detail["code"]) == (status, code)
-    assert detail["type"] == ("invalid_request_error" if status < 500 else "server_error")
+    default = "invalid_request_error" if status < 500 else "server_error"
+    assert detail["type"] == {401: "authentication_error", 429: "rate_limit_error"}.get(status, default)
     assert detail["param"] == getattr(error, "param", None)
     assert sent.items() >= headers.items()
     assert sent[b"content-length"] == b"%d" % len(refusal.body)
-    assert (b"retry-after" in sent) == (status == 503)
+    assert (b"retry-after" in sent) == (status in (429, 503))
 
 
 def test_loading_says_how_far_it_is() -> None:
