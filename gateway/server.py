@@ -21,6 +21,7 @@ import uvicorn
 from config.schema import Settings
 from gateway import log
 from gateway.app import create_app
+from gateway.auth import check_exposure
 from gateway.dataplane import DataPlane
 from gateway.listener import connection_class
 from gateway.middleware import is_loopback
@@ -31,12 +32,15 @@ logger = logging.getLogger("upshift")
 
 
 class ListenError(Exception):
-    """The address cannot be listened on. The message says which and why."""
+    """The address cannot, or must not, be listened on. The message says which and why."""
 
 
 def serve(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT; returns the process's exit code: 0 after a drain, 1 where a second signal cut
     it short or no model could be loaded. Raises ListenError before anything is started."""
+    exposed = check_exposure(settings)
+    if exposed is not None:
+        raise ListenError(exposed)
     sockets = bind(settings.server.host, settings.server.port)
     log.configure()
     _raise_file_limit()
@@ -173,10 +177,8 @@ def _announce(settings: Settings, port: int) -> None:
         sys.stderr.write(banner(settings, url))
     else:
         logger.info("listening on %s, models: %s", url, ", ".join(model.name for model in settings.models))
-    if not is_loopback(host):
-        logger.warning(
-            "%s is reachable from other machines, and there are no keys: whoever reaches it may use it", host
-        )
+    if settings.auth == "none" and not is_loopback(host):
+        logger.warning("%s is reachable from other machines, and auth is none: whoever reaches it may use it", host)
 
 
 def banner(settings: Settings, url: str) -> str:

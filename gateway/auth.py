@@ -1,0 +1,151 @@
+"""Who is asking: the API key of a request becomes a Principal, with its models and its limits.
+
+One SHA-256 and one dictionary lookup; the key itself is kept nowhere and repeated in no message. Neighbours:
+keysfile.py (the entries), limits.py (the figures), ratelimit.py (counts by the principal's slot).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hmac import compare_digest
+from pathlib import Path
+
+from config.errors import ConfigError, Problem
+from config.schema import AuthSettings, LimitSettings, Settings
+from gateway.errors import InvalidKey, ModelNotAllowed
+from gateway.keys import is_intact
+from gateway.keysfile import KeyEntry, KeysFile, expiry, load_keys
+from gateway.limits import Limits, resolve
+from gateway.middleware import is_loopback
+
+# Stands where the SHA-256 of a key would: no text has this hash.
+ANONYMOUS = bytes(32)
+MAX_KEY_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Whoever holds one key. `models` is None where every model is allowed; `slot` is its place in the LimitStore."""
+
+    name: str
+    tier: str | None
+    models: frozenset[str] | None
+    limits: Limits
+    slot: int
+    expires_at: float | None = None
+    digest: bytes = field(default=ANONYMOUS, repr=False)
+
+
+def keys_of(settings: Settings) -> KeysFile | None:
+    """The keys that the settings name, read now; None where they name none. Raises ConfigError."""
+    return load_keys(Path(settings.auth.keys_file)) if isinstance(settings.auth, AuthSettings) else None
+
+
+def principals(settings: Settings, keys: KeysFile | None, slot_of: Callable[[bytes], int]) -> dict[bytes, Principal]:
+    """Everybody who may come in, by the SHA-256 of their key; without `keys` the one entry ANONYMOUS.
+
+    `slot_of` is LimitStore.slot_of. Raises ConfigError for a tier that the settings do not have.
+    """
+    if keys is None:
+        limits = resolve(settings.limits.default)
+        return {ANONYMOUS: Principal("anonymous", None, None, limits, slot_of(ANONYMOUS))}
+    _check_tiers(settings, keys)
+    names = {alias: model.name for model in settings.models for alias in model.aliases}
+    found = {}
+    for entry in keys.keys:
+        digest = bytes.fromhex(entry.hash.removeprefix("sha256:"))
+        found[digest] = _principal(settings, entry, names, digest, slot_of(digest))
+    return found
+
+
+def _check_tiers(settings: Settings, keys: KeysFile) -> None:
+    tiers = settings.limits.tiers
+    known = ", ".join(tiers) or "none"
+    problems = [
+        Problem(("keys", index, "tier"), f"there is no tier '{entry.tier}' in limits.tiers (known there: {known})")
+        for index, entry in enumerate(keys.keys)
+        if entry.tier is not None and entry.tier not in tiers
+    ]
+    if problems:
+        source = settings.auth.keys_file if isinstance(settings.auth, AuthSettings) else "keys"
+        raise ConfigError(source, tuple(problems))
+
+
+def _principal(settings: Settings, entry: KeyEntry, names: Mapping[str, str], digest: bytes, slot: int) -> Principal:
+    tier = LimitSettings() if entry.tier is None else settings.limits.tiers[entry.tier]
+    models = None if entry.models is None else frozenset(names.get(model, model) for model in entry.models)
+    limits = resolve(entry.limits, tier, settings.limits.default)
+    expires_at = None if entry.expires is None else expiry(entry.expires)
+    return Principal(entry.name, entry.tier, models, limits, slot, expires_at, digest)
+
+
+class Authenticator:
+    """Finds the principal of a request. `now` gives seconds since 1970."""
+
+    def __init__(self, principals: Mapping[bytes, Principal], now: Callable[[], float] = time.time) -> None:
+        self._principals = principals
+        self._now = now
+
+    def replace(self, principals: Mapping[bytes, Principal]) -> None:
+        """Other keys from the next request on; running requests keep what they have."""
+        self._principals = principals
+
+    def principal(self, headers: Mapping[bytes, bytes]) -> Principal:
+        """Who sends these headers (names in lower case). Raises InvalidKey."""
+        found = self._principals.get(ANONYMOUS)
+        if found is not None:
+            return found
+        key = _key(headers)
+        digest = hashlib.sha256(key).digest()
+        found = self._principals.get(digest)
+        if found is None or not compare_digest(found.digest, digest):
+            raise InvalidKey(_what_is_wrong(key))
+        if found.expires_at is not None and self._now() >= found.expires_at:
+            raise InvalidKey("The API key has expired.")
+        return found
+
+
+def check_model(principal: Principal, model: str) -> None:
+    """Raises ModelNotAllowed. `model` is the configured name, not an alias."""
+    if principal.models is not None and model not in principal.models:
+        raise ModelNotAllowed(f"This API key does not cover the model '{model}'.", param="model")
+
+
+def _key(headers: Mapping[bytes, bytes]) -> bytes:
+    """The key of a request. Two that differ are refused: another reader of the request could take the other one."""
+    key = headers.get(b"x-api-key")
+    authorization = headers.get(b"authorization")
+    if authorization is not None:
+        if authorization[:7].lower() != b"bearer ":
+            raise InvalidKey("The Authorization header should be `Bearer` and an API key.")
+        bearer = authorization[7:].strip()
+        if key is not None and key != bearer:
+            raise InvalidKey("Authorization and x-api-key hold different API keys.")
+        key = bearer
+    if not key:
+        raise InvalidKey("An API key is needed: send the header `Authorization: Bearer KEY`.")
+    if len(key) > MAX_KEY_BYTES:
+        raise InvalidKey("The API key is not valid.")
+    return key
+
+
+def _what_is_wrong(key: bytes) -> str:
+    # The checksum is no secret: whoever can guess a key with a right one has still guessed nothing.
+    text = key.decode("latin-1")
+    if text.startswith("up-") and not is_intact(text):
+        return "The API key is not valid: it is incomplete or mistyped."
+    return "The API key is not valid."
+
+
+def check_exposure(settings: Settings) -> str | None:
+    """Why these settings must not be served, and what to do about it; None where nothing speaks against them."""
+    host = settings.server.host
+    if settings.auth is not None or is_loopback(host):
+        return None
+    return (
+        f"{host} is reachable from other machines and there are no API keys. Make one with `upshift keys add NAME "
+        "--file keys.yaml` and set `auth: {keys_file: keys.yaml}`, or set `auth: none` if whoever reaches it may use it"
+    )
