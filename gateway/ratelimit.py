@@ -13,7 +13,7 @@ from collections.abc import Callable
 from gateway.auth import Principal
 from gateway.errors import RateLimited, TooManyTokens
 from gateway.limits import Limits
-from gateway.ratelimit_store import REQUESTS, RUNNING, TOKENS, UPDATED, LimitStore
+from gateway.ratelimit_store import OWN, REQUESTS, SEEN, TOKENS, UPDATED, LimitStore
 
 # A bucket of `limit` units holds limit * MINUTE_US of debt and pays off `limit` per microsecond.
 MINUTE_US = 60_000_000
@@ -23,6 +23,10 @@ MAX_DEBT = 2**62
 BYTES_PER_TOKEN = 4
 # Nobody knows when a running request ends.
 CONCURRENT_RETRY_US = 1_000_000
+
+
+def _bounded(tokens: int) -> int:
+    return tokens if 0 <= tokens <= MAX_TOKENS else min(max(tokens, 0), MAX_TOKENS)
 
 
 def estimate_tokens(body_bytes: int, output_cap: int | None, n: int, default_output_tokens: int) -> int:
@@ -38,7 +42,7 @@ class Reservation:
     __slots__ = ("_estimate", "_limiter", "_principal", "_requests", "_tokens")
 
     def __init__(
-        self, limiter: RateLimiter, principal: Principal, estimate: int, *, requests: int = 0, tokens: int = 0
+        self, limiter: RateLimiter, principal: Principal, estimate: int, requests: int = 0, tokens: int = 0
     ) -> None:
         self._limiter: RateLimiter | None = limiter
         self._principal = principal
@@ -71,9 +75,12 @@ class RateLimiter:
     def __init__(self, store: LimitStore, worker: int = 0, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self._store = store
         self._words = store.words
-        self._own = RUNNING + worker
-        self._end = RUNNING + store.workers
         self._clock_ns = clock_ns
+        # Where in a record the workers' own words are: requests running, tokens given back.
+        self._running = OWN + worker
+        self._given_back = OWN + store.workers + worker
+        self._middle = OWN + store.workers
+        self._end = OWN + 2 * store.workers
 
     def reserve(self, principal: Principal, estimated_tokens: int) -> Reservation:
         """Takes one request, the estimated tokens and one of the concurrent places, or nothing at all.
@@ -85,60 +92,75 @@ class RateLimiter:
         cap = limits.max_tokens_per_request
         if cap is not None and estimated_tokens > cap:
             raise _too_many(cap, estimated_tokens)
-        estimate = min(max(estimated_tokens, 0), MAX_TOKENS)
+        estimate = _bounded(estimated_tokens)
         if limits.counts_nothing:
             return Reservation(self, principal, estimate)
         words, base = self._words, self._store.base(slot)
         self._store.lock(slot)
         try:
-            now, requests, tokens = self._debts(base, limits)
-            running = 0 if limits.concurrent is None else sum(words[base + RUNNING : base + self._end])
+            now, requests, tokens, seen = self._owed(base, limits)
+            running = 0 if limits.concurrent is None else sum(words[base + OWN : base + self._middle])
             obstacle = _obstacle(limits, requests, tokens, running, estimate)
             if obstacle is not None:
                 raise _refusal(limits, requests, tokens, *obstacle)
             requests += MINUTE_US
-            tokens = min(tokens + estimate * MINUTE_US, MAX_DEBT)
-            # The time comes first: a worker killed between two words may cost the key some refill, never give it any.
-            words[base + UPDATED] = now
-            words[base + REQUESTS] = requests
-            words[base + TOKENS] = tokens
-            words[base + self._own] += 1
+            tokens += estimate * MINUTE_US
+            self._write(base, now, requests, tokens, seen)
+            words[base + self._running] += 1
         finally:
             self._store.unlock(slot)
-        return Reservation(self, principal, estimate, requests=requests, tokens=tokens)
+        return Reservation(self, principal, estimate, requests, tokens)
 
     def settle(self, principal: Principal, estimate: int, actual_tokens: int | None) -> None:
         """What Reservation.settle does, once."""
-        limits, slot = principal.limits, principal.slot
+        limits = principal.limits
         if limits.counts_nothing:
             return
-        words, base = self._words, self._store.base(slot)
-        # No other process writes this word: no lock.
-        words[base + self._own] -= 1
-        if limits.tokens_per_minute is None or actual_tokens is None or actual_tokens == estimate:
+        words, base = self._words, self._store.base(principal.slot)
+        words[base + self._running] -= 1
+        if limits.tokens_per_minute is None or actual_tokens is None:
             return
-        change = (min(max(actual_tokens, 0), MAX_TOKENS) - estimate) * MINUTE_US
-        self._store.lock(slot)
-        try:
-            now, requests, tokens = self._debts(base, limits)
-            words[base + UPDATED] = now
-            words[base + REQUESTS] = requests
-            words[base + TOKENS] = min(max(tokens + change, 0), MAX_DEBT)
-        finally:
-            self._store.unlock(slot)
+        more = _bounded(actual_tokens) - estimate
+        if more > 0:
+            self._charge(principal, base, more)
+        elif more < 0:
+            # What is given back may wait for the next reservation: a debt ends the same whichever of the two comes
+            # first, this or the time that pays it off.
+            words[base + self._given_back] -= more
 
-    def _debts(self, base: int, limits: Limits) -> tuple[int, int, int]:
-        """The time in microseconds, and what a record owes in requests and tokens by then."""
-        updated, requests, tokens = self._words[base + UPDATED : base + RUNNING]
+    def _charge(self, principal: Principal, base: int, more_tokens: int) -> None:
+        """Adds to the debt at once: later, time that was idle before would pay for it."""
+        self._store.lock(principal.slot)
+        try:
+            now, requests, tokens, seen = self._owed(base, principal.limits)
+            self._write(base, now, requests, tokens + more_tokens * MINUTE_US, seen)
+        finally:
+            self._store.unlock(principal.slot)
+
+    def _owed(self, base: int, limits: Limits) -> tuple[int, int, int, int]:
+        """The time in microseconds, the debts of requests and tokens at that time, and the sum of the tokens given
+        back, which the latter allows for."""
+        updated, requests, tokens, seen = self._words[base + UPDATED : base + OWN]
+        given_back = sum(self._words[base + self._middle : base + self._end])
+        tokens -= (given_back - seen) * MINUTE_US
         now = self._clock_ns() // 1000
         elapsed = now - updated
-        if elapsed <= 0:
-            return updated, requests, tokens
-        limit = limits.requests_per_minute
-        requests = 0 if limit is None or limit * elapsed >= requests else requests - limit * elapsed
+        if elapsed < 0:
+            now, elapsed = updated, 0
         limit = limits.tokens_per_minute
         tokens = 0 if limit is None or limit * elapsed >= tokens else tokens - limit * elapsed
-        return now, requests, tokens
+        limit = limits.requests_per_minute
+        requests = 0 if limit is None or limit * elapsed >= requests else requests - limit * elapsed
+        return now, requests, tokens, given_back
+
+    def _write(self, base: int, now: int, requests: int, tokens: int, seen: int) -> None:
+        """In this order a worker that is killed between two words may cost the key some of what it has paid off, and
+        never lends it any."""
+        words = self._words
+        words[base + UPDATED] = now
+        words[base + SEEN] = seen
+        words[base + REQUESTS] = requests
+        words[base + TOKENS] = tokens if tokens < MAX_DEBT else MAX_DEBT
 
 
 def _obstacle(limits: Limits, requests: int, tokens: int, running: int, estimate: int) -> tuple[str, int] | None:

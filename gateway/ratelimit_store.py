@@ -13,8 +13,9 @@ import os
 WORD_BYTES = 8
 # One word: how many slots are taken. The rest keeps records on cache lines of their own.
 HEAD_WORDS = 8
-# A record: the digest of the key, time of the last change, debts of requests and tokens, running requests per worker.
-DIGEST_WORDS, UPDATED, REQUESTS, TOKENS, RUNNING = 4, 4, 5, 6, 7
+# A record: the digest of the key; time of the last change; debts of requests and tokens; how many of the given-back
+# tokens the debt knows of; and then, a word for each worker, the requests it has running and the tokens it gave back.
+DIGEST_WORDS, UPDATED, REQUESTS, TOKENS, SEEN, OWN = 4, 4, 5, 6, 7, 8
 
 # More keys than a file of 1 MiB can name, so that thousands can come and go before a restart.
 DEFAULT_SLOTS = 16_384
@@ -28,14 +29,15 @@ class LimitStore:
     """Records of 64-bit integers, one per key, zero at first. `workers` processes share them, each with one thread.
 
     With one worker there is no lock. Locks are POSIX record locks, which the kernel drops when their holder dies, at
-    whatever instruction: every word is written in one piece, and a record between two words is a valid one.
+    whatever instruction: every word is written in one piece, and a record between two words is a valid one. A worker's
+    own words are written by nobody else and need no lock.
     """
 
     def __init__(self, slots: int = DEFAULT_SLOTS, workers: int = 1) -> None:
         self.slots = slots
         self.workers = workers
         # Whole cache lines, so that two keys never share one.
-        self.record_words = (RUNNING + workers + 7) // 8 * 8
+        self.record_words = (OWN + 2 * workers + 7) // 8 * 8
         self._memory = mmap.mmap(-1, (HEAD_WORDS + slots * self.record_words) * WORD_BYTES)
         self.words = memoryview(self._memory).cast("q")
         self._locks = os.memfd_create("upshift-limits") if workers > 1 else None
@@ -85,7 +87,7 @@ class LimitStore:
         """Ends what a dead worker had running, before its number is given to a new one. Needs no lock: the counters
         were written by that worker alone."""
         for slot in range(self.words[0]):
-            self.words[self.base(slot) + RUNNING + worker] = 0
+            self.words[self.base(slot) + OWN + worker] = 0
 
     def close(self) -> None:
         """Gives the memory back."""
