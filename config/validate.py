@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -88,7 +88,10 @@ def _resolve(tree: type[BaseModel], location: Place) -> tuple[Place, tuple[str, 
     siblings: tuple[str, ...] = ()
     place: list[str | int] = []
     for step in location:
-        branch = next((option for option in _options(here) if getattr(option, "__name__", "") == step), None)
+        options = [option for option in _options(here) if option is not NoneType]
+        if len(options) == 1:
+            here = options[0]  # pydantic says nothing of a branch without alternative
+        branch = next((option for option in options if getattr(option, "__name__", "") == step), None)
         if branch is not None:
             here = branch
             continue

@@ -52,7 +52,7 @@ def principals(settings: Settings, keys: KeysFile | None, slot_of: Callable[[byt
     if keys is None:
         limits = resolve(settings.limits.default)
         return {ANONYMOUS: Principal("anonymous", None, None, limits, slot_of(ANONYMOUS))}
-    _check_tiers(settings, keys)
+    check_tiers(settings, keys)
     names = {alias: model.name for model in settings.models for alias in model.aliases}
     found = {}
     for entry in keys.keys:
@@ -61,7 +61,8 @@ def principals(settings: Settings, keys: KeysFile | None, slot_of: Callable[[byt
     return found
 
 
-def _check_tiers(settings: Settings, keys: KeysFile) -> None:
+def check_tiers(settings: Settings, keys: KeysFile) -> None:
+    """Raises ConfigError for every key of a tier that the settings do not have."""
     tiers = settings.limits.tiers
     known = ", ".join(tiers) or "none"
     problems = [
@@ -108,6 +109,13 @@ class Authenticator:
         return found
 
 
+def check_keys(settings: Settings) -> None:
+    """Raises ConfigError where the keys that the settings name could not be used."""
+    keys = keys_of(settings)
+    if keys is not None:
+        check_tiers(settings, keys)
+
+
 def check_model(principal: Principal, model: str) -> None:
     """Raises ModelNotAllowed. `model` is the configured name, not an alias."""
     if principal.models is not None and model not in principal.models:
@@ -147,5 +155,6 @@ def check_exposure(settings: Settings) -> str | None:
         return None
     return (
         f"{host} is reachable from other machines and there are no API keys. Make one with `upshift keys add NAME "
-        "--file keys.yaml` and set `auth: {keys_file: keys.yaml}`, or set `auth: none` if whoever reaches it may use it"
+        "--file keys.yaml` and serve with `--auth keys.yaml` (auth: {keys_file: keys.yaml}), or with `--auth none` "
+        "(auth: none) if whoever reaches it may use it"
     )

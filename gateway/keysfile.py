@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from config.document import parse
 from config.errors import ConfigError, Problem
-from config.load import read_text
+from config.load import MAX_FILE_BYTES, read_text
 from config.schema import LimitSettings, ModelName, TierName
 from config.validate import validate
 
@@ -108,14 +108,22 @@ def load_keys(file: Path) -> KeysFile:
 
 def write_keys(file: Path, keys: KeysFile) -> None:
     """Replaces the file in one step, so that nobody ever reads half of it. A new file has mode 0600; an existing one
-    keeps its owner and mode, less what others may do. Raises OSError."""
+    keeps its owner and mode, less what others may do.
+
+    Raises OSError, and ConfigError where the keys are more than could be read again.
+    """
     file = file.resolve()
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    text = yaml.safe_dump(keys.model_dump(mode="json", exclude_defaults=True) or {"keys": []}, sort_keys=False)
+    plain = keys.model_dump(mode="json", exclude_defaults=True) or {"keys": []}
+    text = _HEADING + yaml.safe_dump(plain, sort_keys=False)
+    too_large = Problem((), f"would be larger than {MAX_FILE_BYTES} bytes")
+    problems = [too_large] if len(text) > MAX_FILE_BYTES else parse(text, {}).problems
+    if problems:
+        raise ConfigError(str(file), tuple(problems))
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with open(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(_HEADING + text)
+            stream.write(text)
             stream.flush()
             _keep_owner(file, stream.fileno())
             os.fsync(stream.fileno())

@@ -14,6 +14,7 @@ from gateway.cli.config import config
 from gateway.cli.demo import demo
 from gateway.cli.doctor import doctor
 from gateway.cli.engine import engine
+from gateway.cli.keys import keys
 from gateway.cli.run import run
 from gateway.cli.serve import serve
 from gateway.cli.version import version
@@ -32,7 +33,7 @@ def upshift() -> None:
     """
 
 
-for _command in (serve, run, engine, config, doctor, demo, version):
+for _command in (serve, run, engine, keys, config, doctor, demo, version):
     upshift.add_command(_command)
 
 

@@ -30,8 +30,9 @@ def config() -> None:
 @config.command()
 @click.argument("file", type=_FILE, required=False)
 def check(file: Path | None) -> None:
-    """Report everything wrong with FILE (default: UPSHIFT_CONFIG), and whether its models exist."""
+    """Report everything wrong with FILE (default: UPSHIFT_CONFIG), its keys file, and whether its models exist."""
     loaded = _load(file)
+    _check_keys(loaded)
     problems = [(model.name, models.problem_with(model.gguf.source)) for model in loaded.settings.models]
     found = [f"{name}: {problem}" for name, problem in problems if problem]
     if found:
@@ -65,3 +66,16 @@ def _load(file: Path | None) -> Loaded:
         return load(file)
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
+
+
+def _check_keys(loaded: Loaded) -> None:
+    from config.errors import ConfigError  # noqa: PLC0415
+    from gateway.auth import check_exposure, check_keys  # noqa: PLC0415
+
+    try:
+        check_keys(loaded.settings)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+    exposed = check_exposure(loaded.settings)
+    if exposed is not None:
+        raise click.ClickException(exposed)

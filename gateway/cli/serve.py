@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 @click.option(
     "--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 lets the system choose. [default: 8484]"
 )
-def serve(file: Path | None, chosen: tuple[str, ...], host: str | None, port: int | None) -> int:
+@click.option("--auth", metavar="KEYS.yaml|none", help="API keys of the clients, or the word none.")
+def serve(file: Path | None, chosen: tuple[str, ...], host: str | None, port: int | None, auth: str | None) -> int:
     """Serve models under one OpenAI base URL.
 
     Without --config and --model it serves the bundled demo model. --model replaces the models of the file.
@@ -30,12 +31,15 @@ def serve(file: Path | None, chosen: tuple[str, ...], host: str | None, port: in
     upshift serve --model ~/models/llama-3.2-1b-q4_k_m.gguf
     upshift serve --model llama=./llama.gguf --model demo --port 9000
     upshift serve --config upshift.yaml
+    upshift serve --host 0.0.0.0 --auth keys.yaml
     """
     from config.errors import ConfigError  # noqa: PLC0415 - help must not pay for pydantic, uvicorn and FastAPI
     from config.load import load  # noqa: PLC0415
+    from gateway.auth import check_keys  # noqa: PLC0415
 
     try:
-        settings = load(file, overrides=_overrides(chosen, host, port)).settings
+        settings = load(file, overrides=_overrides(chosen, host, port, auth)).settings
+        check_keys(settings)
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
     for model in settings.models:
@@ -50,16 +54,19 @@ def serve(file: Path | None, chosen: tuple[str, ...], host: str | None, port: in
         raise click.ClickException(str(error)) from error
 
 
-def _overrides(chosen: tuple[str, ...], host: str | None, port: int | None) -> list[Override]:
-    from config.load import Override  # noqa: PLC0415
+def _overrides(chosen: tuple[str, ...], host: str | None, port: int | None, auth: str | None) -> list[Override]:
+    from config.load import Override, absolute_path  # noqa: PLC0415
 
     found = []
     if chosen:
         pairs = [models.name_and_source(argument) for argument in chosen]
-        value = [{"name": name, "gguf": {"source": source}} for name, source in pairs]
-        found.append(Override(("models",), value, "--model"))
+        listed = [{"name": name, "gguf": {"source": source}} for name, source in pairs]
+        found.append(Override(("models",), listed, "--model"))
     if host is not None:
         found.append(Override(("server", "host"), host, "--host"))
     if port is not None:
         found.append(Override(("server", "port"), port, "--port"))
+    if auth is not None:
+        value = auth if auth == "none" else {"keys_file": absolute_path(auth, Path.cwd())}
+        found.append(Override(("auth",), value, "--auth"))
     return found

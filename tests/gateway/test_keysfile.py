@@ -171,6 +171,15 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monke
     assert load_keys(file) == KeysFile()
 
 
+def test_more_keys_than_can_be_read_again_are_not_written(tmp_path: Path) -> None:
+    file = written(tmp_path, "keys: []")
+    models = tuple(f"{number:0128}" for number in range(900))
+    entries = tuple(KeyEntry(name=f"a{n}", hash=f"sha256:{n:064x}", models=models) for n in range(10))
+    with pytest.raises(ConfigError, match="would be larger than"):
+        write_keys(file, KeysFile(keys=entries))
+    assert load_keys(file) == KeysFile()
+
+
 def _add(file: Path, number: int) -> None:
     with editing(file) as keys:
         entry = KeyEntry(name=f"key-{number}", hash=f"sha256:{number:064x}")

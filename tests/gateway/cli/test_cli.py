@@ -12,10 +12,13 @@ import pytest
 
 from gateway.cli import main
 
-COMMANDS = ["serve", "run", "engine", "config", "doctor", "demo", "version"]
+COMMANDS = ["serve", "run", "engine", "keys", "config", "doctor", "demo", "version"]
+KEYS = [["keys", command] for command in ("add", "list", "revoke", "rotate")]
 
 
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=lambda command: " ".join(command) or "-")
+@pytest.mark.parametrize(
+    "command", [[], *([name] for name in COMMANDS), *KEYS], ids=lambda command: " ".join(command) or "-"
+)
 def test_help_has_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help"]) == 0
     shown = capsys.readouterr().out
@@ -50,7 +53,10 @@ def test_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) -> Non
         (["serve", "--model", "demo", "--model", "demo"], 1, "already used by"),
         (["serve", "--config", "nothing.yaml"], 1, "nothing.yaml: cannot be read"),
         (["serve", "--host", "no such host"], 1, "server.host"),
+        (["serve", "--host", "0.0.0.0"], 1, "no API keys. Make one with `upshift keys add NAME"),
+        (["serve", "--auth", "./nothing.yaml"], 1, "nothing.yaml: cannot be read"),
         (["run", "./nothing.gguf", "hi"], 1, "there is no file"),
+        (["keys", "list", "--file", "nothing.yaml"], 1, "nothing.yaml: cannot be read"),
         (["run"], 2, "Missing argument 'MODEL'"),
         (["config", "check", "nothing.yaml"], 1, "cannot be read"),
         (["engine", "demo", "--uds", "/x", "--port", "1"], 2, "--uds excludes"),
@@ -114,6 +120,21 @@ def test_config_check_takes_an_endpoint_on_trust(tmp_path: Path, capsys: pytest.
     file.write_text('models: [{name: far, gguf: {openai: "http://10.0.0.2:8080/v1"}}]')
     assert main(["config", "check", str(file)]) == 0
     assert "Models: far" in capsys.readouterr().out
+
+
+def test_config_check_looks_at_the_keys_and_who_can_reach_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "upshift.yaml"
+    file.write_text("auth: {keys_file: keys.yaml}")
+    assert main(["config", "check", str(file)]) == 1
+    assert "keys.yaml: cannot be read" in capsys.readouterr().err
+    (tmp_path / "keys.yaml").write_text(f"keys: [{{name: a, tier: gold, hash: 'sha256:{'0' * 64}'}}]")
+    assert main(["config", "check", str(file)]) == 1
+    assert "there is no tier 'gold'" in capsys.readouterr().err
+    file.write_text("server: {host: 0.0.0.0}")
+    assert main(["config", "check", str(file)]) == 1
+    assert "no API keys" in capsys.readouterr().err
 
 
 def test_config_show_prints_origins(

@@ -1,0 +1,233 @@
+"""`upshift keys`: the API keys in a keys file. A key is printed once, on standard output, and kept nowhere."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from config.schema import LimitSettings, Settings
+    from gateway.keysfile import KeyEntry, KeysFile
+
+Command = Callable[..., Any]
+
+# What an option of `add` is called in the file.
+_LIMITS = {
+    "rpm": "requests_per_minute",
+    "tpm": "tokens_per_minute",
+    "concurrent": "concurrent",
+    "max_tokens": "max_tokens_per_request",
+}
+_RESTART = "A gateway that is running goes on with the keys it has until it is restarted."
+
+
+def _where(command: Command) -> Command:
+    path = click.Path(path_type=Path, dir_okay=False)
+    command = click.option("--config", type=path, help="Settings that name the keys file. [default: UPSHIFT_CONFIG]")(
+        command
+    )
+    return click.option("--file", type=path, help="The keys file. [default: auth.keys_file of the settings]")(command)
+
+
+@click.group()
+def keys() -> None:
+    """Make, list and revoke the API keys of a gateway.
+
+    \b
+    upshift keys add alice --file keys.yaml
+    upshift keys add nightly --tier batch --models llama3 --expires 2027-01-31
+    upshift keys list
+    upshift keys rotate alice
+    upshift keys revoke alice
+    """
+
+
+@keys.command()
+@click.argument("name")
+@click.option("--tier", help="A tier of limits.tiers.")
+@click.option("--models", metavar="MODEL[,MODEL]", help="The models the key covers. [default: all]")
+@click.option("--expires", metavar="DATE", help="Last day it works (UTC), or a time such as 2027-01-31T12:00Z.")
+@click.option("--rpm", metavar="N", help="Requests per minute; a number or `unlimited`, as for all limits.")
+@click.option("--tpm", metavar="N", help="Tokens per minute.")
+@click.option("--concurrent", metavar="N", help="Requests at the same time.")
+@click.option("--max-tokens", metavar="N", help="Tokens one request may ask for.")
+@_where
+def add(
+    *,
+    name: str,
+    tier: str | None,
+    models: str | None,
+    expires: str | None,
+    file: Path | None,
+    config: Path | None,
+    **limits: str | None,
+) -> None:
+    """Add a key called NAME and print it: this once, it is kept nowhere.
+
+    \b
+    upshift keys add alice --file keys.yaml
+    upshift keys add nightly --tier batch --rpm 30 --concurrent unlimited
+    KEY=$(upshift keys add ci --expires 2027-01-31)
+    """
+    from config.document import scalar  # noqa: PLC0415 - help must not pay for pydantic
+    from gateway.keys import hash_of, new_key  # noqa: PLC0415
+
+    key = new_key()
+    entry = {
+        "name": name,
+        "hash": hash_of(key),
+        "tier": tier,
+        "models": models.split(",") if models is not None else None,
+        "limits": {_LIMITS[option]: scalar(value) for option, value in limits.items() if value is not None},
+        "expires": expires,
+    }
+    path, settings = _path(file, config)
+    with _editing(path) as old:
+        if any(each.name == name for each in old.keys):
+            raise click.ClickException(f"{path} has a key '{name}' already; `upshift keys rotate {name}` replaces it")
+        _write(
+            path, [*_plain(old), {field: value for field, value in entry.items() if value not in (None, {})}], settings
+        )
+    _show_once(key, f"Added '{name}' to {path}.")
+
+
+@keys.command(name="list")
+@_where
+def list_(file: Path | None, config: Path | None) -> None:
+    """List the keys with what they may do; never the keys themselves.
+
+    \b
+    upshift keys list
+    upshift keys list --file keys.yaml
+    """
+    from config.errors import ConfigError  # noqa: PLC0415
+    from gateway.keysfile import load_keys  # noqa: PLC0415
+
+    try:
+        found = load_keys(_path(file, config)[0]).keys
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+    rows = [("NAME", "TIER", "MODELS", "LIMITS", "EXPIRES"), *map(_row, found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@keys.command()
+@click.argument("name")
+@_where
+def revoke(name: str, file: Path | None, config: Path | None) -> None:
+    """Remove the key NAME.
+
+    \b
+    upshift keys revoke alice
+    upshift keys revoke alice --file keys.yaml
+    """
+    path, _ = _path(file, config)
+    with _editing(path) as old:
+        gone = _find(path, old, name)
+        _write(path, [entry for entry in _plain(old) if entry["name"] != gone.name])
+    click.echo(f"Removed '{name}' from {path}. {_RESTART}", err=True)
+
+
+@keys.command()
+@click.argument("name")
+@_where
+def rotate(name: str, file: Path | None, config: Path | None) -> None:
+    """Give NAME a new key with the same rights and print it: this once, it is kept nowhere.
+
+    \b
+    upshift keys rotate alice
+    upshift keys rotate alice --file keys.yaml
+    """
+    from gateway.keys import hash_of, new_key  # noqa: PLC0415
+
+    key = new_key()
+    path, _ = _path(file, config)
+    with _editing(path) as old:
+        changed = _find(path, old, name)
+        rest = _plain(old)
+        _write(path, [{**entry, "hash": hash_of(key)} if entry["name"] == changed.name else entry for entry in rest])
+    _show_once(key, f"Replaced the key of '{name}' in {path}.")
+
+
+def _show_once(key: str, done: str) -> None:
+    click.echo(f"{done} {_RESTART}\nThis is the key. It cannot be shown again:", err=True)
+    click.echo(key)
+
+
+def _path(file: Path | None, config: Path | None) -> tuple[Path, Settings | None]:
+    """The file to work on, and the settings that name it. Raises ClickException where nothing names one."""
+    from config.errors import ConfigError  # noqa: PLC0415
+    from config.load import load  # noqa: PLC0415
+    from config.schema import AuthSettings  # noqa: PLC0415
+
+    if file is not None:
+        return file, None
+    try:
+        loaded = load(config)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+    if isinstance(loaded.settings.auth, AuthSettings):
+        return Path(loaded.settings.auth.keys_file), loaded.settings
+    where = f"{loaded.file} names no keys file" if loaded.file is not None else "there are no settings"
+    raise click.UsageError(
+        f"{where}: give --file keys.yaml, or --config with settings that have auth.keys_file.",
+        click.get_current_context(),
+    )
+
+
+@contextlib.contextmanager
+def _editing(path: Path) -> Iterator[KeysFile]:
+    from config.errors import ConfigError  # noqa: PLC0415
+    from gateway.keysfile import editing  # noqa: PLC0415
+
+    try:
+        with editing(path) as old:
+            yield old
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def _plain(keys: KeysFile) -> list[dict[str, Any]]:
+    plain: list[dict[str, Any]] = [entry.model_dump(mode="json", exclude_defaults=True) for entry in keys.keys]
+    return plain
+
+
+def _write(path: Path, entries: list[dict[str, Any]], settings: Settings | None = None) -> None:
+    """Checks what is to be written as if it had been read, against the settings too where they are known."""
+    from config.document import Document  # noqa: PLC0415
+    from config.validate import validate  # noqa: PLC0415
+    from gateway.auth import check_tiers  # noqa: PLC0415
+    from gateway.keysfile import KeysFile, write_keys  # noqa: PLC0415
+
+    keys = validate(KeysFile, Document(data={"keys": entries}), str(path))
+    if settings is not None:
+        check_tiers(settings, keys)
+    write_keys(path, keys)
+
+
+def _find(path: Path, keys: KeysFile, name: str) -> KeyEntry:
+    for entry in keys.keys:
+        if entry.name == name:
+            return entry
+    known = ", ".join(entry.name for entry in keys.keys) or "none"
+    raise click.ClickException(f"{path} has no key '{name}' (there: {known})")
+
+
+def _row(entry: KeyEntry) -> tuple[str, str, str, str, str]:
+    models = "all" if entry.models is None else ",".join(entry.models)
+    return entry.name, entry.tier or "-", models, _limits(entry.limits), entry.expires or "never"
+
+
+def _limits(limits: LimitSettings) -> str:
+    told = [
+        f"{option}={getattr(limits, name)}" for option, name in _LIMITS.items() if getattr(limits, name) is not None
+    ]
+    return ",".join(told).replace("_", "-") or "-"
