@@ -31,6 +31,7 @@ format: setup
 bench: setup
 	@$(BIN)/python -m tests.benchmarks.bench_http_client $(ARGS)
 	@$(BIN)/python -m tests.benchmarks.bench_gateway $(ARGS)
+	@$(BIN)/python -m tests.benchmarks.bench_limits
 
 # Our engine, llama-server and llama_cpp.server side by side; builds llama-server once.
 bench-engine: setup

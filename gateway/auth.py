@@ -47,7 +47,8 @@ def keys_of(settings: Settings) -> KeysFile | None:
 def principals(settings: Settings, keys: KeysFile | None, slot_of: Callable[[bytes], int]) -> dict[bytes, Principal]:
     """Everybody who may come in, by the SHA-256 of their key; without `keys` the one entry ANONYMOUS.
 
-    `slot_of` is LimitStore.slot_of. Raises ConfigError for a tier that the settings do not have.
+    `slot_of` is LimitStore.slot_of, which may raise StoreFull. Raises ConfigError for a tier that the settings do not
+    have.
     """
     if keys is None:
         limits = resolve(settings.limits.default)

@@ -54,6 +54,7 @@ def test_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) -> Non
         (["serve", "--config", "nothing.yaml"], 1, "nothing.yaml: cannot be read"),
         (["serve", "--host", "no such host"], 1, "server.host"),
         (["serve", "--host", "0.0.0.0"], 1, "no API keys. Make one with `upshift keys add NAME"),
+        (["serve", "--host", "192.0.2.1", "--auth", "none"], 1, "cannot listen on 192.0.2.1"),
         (["serve", "--auth", "./nothing.yaml"], 1, "nothing.yaml: cannot be read"),
         (["run", "./nothing.gguf", "hi"], 1, "there is no file"),
         (["keys", "list", "--file", "nothing.yaml"], 1, "nothing.yaml: cannot be read"),
