@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from gateway.errors import RateLimited
 from gateway.limits import Limits
+from gateway.ratelimit import RateLimiter
 from gateway.ratelimit_store import LimitStore, StoreFull
-from tests.gateway.metering import Meter, fields
+from tests.gateway.metering import Meter, fields, left
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -137,6 +140,40 @@ def test_killed_worker_frees_its_lock_and_what_it_had_running() -> None:
             print(error.limit)
     """
     assert python("-c", textwrap.dedent(script)).stdout == "concurrent\nconcurrent\n"
+
+
+class Dying:
+    """The words of a store, of which a worker writes so many before it dies."""
+
+    def __init__(self, words: memoryview[int], writes: int) -> None:
+        self._words = words
+        self._writes = writes
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._words[place]
+
+    def __setitem__(self, place: int, value: int) -> None:
+        if self._writes == 0:
+            raise InterruptedError
+        self._writes -= 1
+        self._words[place] = value
+
+
+@pytest.mark.parametrize("writes", range(6))
+def test_worker_that_dies_between_two_words_never_gives_its_key_more(writes: int) -> None:
+    twins = [Meter(Limits(requests_per_minute=60, tokens_per_minute=600), LimitStore(8)) for _ in range(2)]
+    for meter in twins:
+        meter.reserve(300).settle(100)
+        meter.clock.pass_seconds(5)
+    unharmed, harmed = twins
+    words = harmed.store.words
+    harmed.store.words = cast("memoryview[int]", Dying(words, writes))
+    with contextlib.nullcontext() if writes == 5 else pytest.raises(InterruptedError):
+        RateLimiter(harmed.store, 0, harmed.clock).reserve(harmed.principal, 10)
+    harmed.store.words = words
+    expected, found = unharmed.reserve(), harmed.reserve()
+    for kind in ("requests", "tokens"):
+        assert left(found, kind) <= left(expected, kind)
 
 
 def test_lock_keeps_other_workers_out_until_it_is_let_go() -> None:
