@@ -31,7 +31,8 @@ class BackendState(StrEnum):
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
     """One inference call. `body` is the client's JSON as bytes, forwarded as it is; the other fields are the decoded
-    envelope, which is all the gateway ever looks at."""
+    envelope, which is all the gateway ever looks at. `max_output_tokens` is for each of `choices` answers, None where
+    the client set no bound."""
 
     operation: Operation
     model: str
@@ -39,6 +40,8 @@ class InferenceRequest:
     stream: bool
     request_id: str
     include_usage: bool = False
+    max_output_tokens: int | None = None
+    choices: int = 1
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 

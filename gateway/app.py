@@ -21,13 +21,16 @@ from backends.factory import create_backend
 from config.schema import ModelSettings, Settings
 from gateway import health
 from gateway.api import openai
+from gateway.auth import Authenticator, keys_of, principals
 from gateway.dataplane import DataPlane
 from gateway.errors import GatewayError, MethodRefused, UnknownPath, answer
 from gateway.log import AccessLog
 from gateway.metrics import GatewayCollector, Metrics, registry_for
 from gateway.middleware import HostGuard
+from gateway.ratelimit import RateLimiter
+from gateway.ratelimit_store import LimitStore
 from gateway.record import Journal
-from gateway.relay import Relay
+from gateway.relay import Door, Relay
 from routing.catalog import CatalogEntry, ModelCatalog
 from routing.errors import RoutingError
 from routing.router import Router
@@ -41,10 +44,13 @@ def create_app(
     *,
     make_backend: Callable[[ModelSettings], Backend] = create_backend,
     access_log: AccessLog | None = None,
+    limits: LimitStore | None = None,
+    worker: int = 0,
 ) -> DataPlane:
     """The whole gateway. Its lifespan starts and stops the backends; nothing runs before that.
 
-    `access_log` gets one line per inference request; without it none are written.
+    `access_log` gets one line per inference request; without it none are written. `limits` is shared by all workers,
+    of which this is number `worker`. Raises ConfigError for a keys file that cannot be used.
     """
     access_log = access_log or AccessLog(lambda _: None)
     upstreams = [(model, Upstream(make_backend(model))) for model in settings.models]
@@ -55,9 +61,12 @@ def create_app(
     for model, upstream in named:
         metrics.series(model, upstream.backend.name)
     registry = registry_for(GatewayCollector(metrics, lambda: named))
-    control_plane = _control_plane(catalog, readiness, registry, access_log)
     guard = HostGuard(settings.server.host, settings.server.allowed_hosts)
-    relay = Relay(settings.server, Router(catalog), Journal(metrics, access_log), guard)
+    limits = limits or LimitStore()
+    authenticator = Authenticator(principals(settings, keys_of(settings), limits.slot_of))
+    control_plane = _control_plane(catalog, authenticator, readiness, registry, access_log)
+    door = Door(guard, authenticator, RateLimiter(limits, worker))
+    relay = Relay(settings.server, Router(catalog), Journal(metrics, access_log), door)
     return DataPlane(relay, guard, control_plane, readiness)
 
 
@@ -72,7 +81,11 @@ def _catalog(upstreams: Sequence[tuple[ModelSettings, Upstream]]) -> ModelCatalo
 
 
 def _control_plane(
-    catalog: ModelCatalog, readiness: health.Readiness, registry: CollectorRegistry, access_log: AccessLog
+    catalog: ModelCatalog,
+    authenticator: Authenticator,
+    readiness: health.Readiness,
+    registry: CollectorRegistry,
+    access_log: AccessLog,
 ) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -90,7 +103,7 @@ def _control_plane(
     # No schema and no documentation pages: they would describe the control plane to whoever asks.
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.include_router(health.routes(readiness, version("upshift")))
-    app.include_router(openai.routes(catalog))
+    app.include_router(openai.routes(catalog, authenticator))
 
     @app.get("/metrics")
     async def show_metrics(request: Request) -> Response:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hmac import compare_digest
 from pathlib import Path
@@ -115,6 +115,13 @@ def check_keys(settings: Settings) -> None:
     keys = keys_of(settings)
     if keys is not None:
         check_tiers(settings, keys)
+
+
+def check_repeated(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raises InvalidKey where a header that may hold a key is there twice: two readers could take different ones."""
+    names = [name for name, _ in headers]
+    if names.count(b"authorization") > 1 or names.count(b"x-api-key") > 1:
+        raise InvalidKey("The header with the API key is there more than once.")
 
 
 def check_model(principal: Principal, model: str) -> None:

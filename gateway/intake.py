@@ -16,7 +16,10 @@ from gateway.errors import BodyTooLarge, InvalidBody, UnsupportedMedia
 # A prompt of any length has few brackets; ten megabytes of them cost seconds and half a gigabyte to decode.
 MAX_BRACKETS = 200_000
 
-_ENVELOPE = frozenset({"model", "stream", "stream_options"})
+# Whichever of them an engine goes by, what it may produce is at most the largest.
+_CAPS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_COUNTS = ("n", "best_of")
+_ENVELOPE = frozenset({"model", "stream", "stream_options", *_CAPS, *_COUNTS})
 
 
 def _refuse_constant(name: str) -> None:
@@ -60,7 +63,26 @@ def decode(body: bytes, operation: Operation, request_id: str) -> InferenceReque
     if stream is not None and not isinstance(stream, bool):
         raise InvalidBody("`stream` should be true or false.", param="stream")
     include_usage = _include_usage(envelope.get("stream_options"), bool(stream))
-    return InferenceRequest(operation, model, body, bool(stream), request_id, include_usage)
+    caps = [value for name in _CAPS if (value := _whole_number(envelope, name)) is not None]
+    counts = [value for name in _COUNTS if (value := _whole_number(envelope, name)) is not None]
+    return InferenceRequest(
+        operation,
+        model,
+        body,
+        bool(stream),
+        request_id,
+        include_usage,
+        max(caps) if caps else None,
+        max(counts) if counts else 1,
+    )
+
+
+def _whole_number(envelope: dict[str, Any], name: str) -> int | None:
+    value = envelope.get(name)
+    # Its range is the engine's business; its type is ours, because limits count by it.
+    if value is not None and type(value) is not int:
+        raise InvalidBody(f"`{name}` should be a whole number.", param=name)
+    return value
 
 
 def _parse(body: bytes) -> tuple[tuple[str, Any], ...]:

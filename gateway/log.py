@@ -40,6 +40,7 @@ class AccessLog:
         *,
         request_id: str,
         operation: str,
+        key: str,
         model: str,
         backend: str,
         reason: str,
@@ -62,7 +63,7 @@ class AccessLog:
         first = "null" if first_byte_seconds is None else f"{first_byte_seconds * 1000:.1f}"
         self._append(
             f'{{"time":"{self._stamp}.{int((now - second) * 1000):03d}Z","event":"request","request_id":"{request_id}",'
-            f'"operation":"{operation}","model":{_quoted(model)},"backend":{_quoted(backend)},'
+            f'"operation":"{operation}","key":{_quoted(key)},"model":{_quoted(model)},"backend":{_quoted(backend)},'
             f'"reason":{_quoted(reason)},"status":{status},"code":"{code}","stream":{"true" if stream else "false"},'
             f'"duration_ms":{duration_seconds * 1000:.1f},"first_byte_ms":{first},"bytes_in":{bytes_in},'
             f'"bytes_out":{bytes_out},"prompt_tokens":{prompt_tokens},"completion_tokens":{completion_tokens}}}\n'

@@ -120,6 +120,7 @@ class Metrics:
     def __init__(self) -> None:
         self._series: dict[tuple[str, str], Series] = {}
         self.cancelled: dict[str, int] = {"body": 0, "waiting": 0, "streaming": 0}
+        self.rate_limited: dict[str, int] = {"requests": 0, "tokens": 0, "concurrent": 0}
 
     def series(self, model: str, backend: str) -> Series:
         """The one series of the pair, made at first use. Both names must come from the configuration."""
@@ -179,6 +180,10 @@ class GatewayCollector(Collector):
         for stage, number in self._metrics.cancelled.items():
             cancelled.add_metric([stage], number)
         yield cancelled
+        limited = CounterMetricFamily("upshift_rate_limited", "Requests refused by a limit.", labels=["limit"])
+        for limit, number in self._metrics.rate_limited.items():
+            limited.add_metric([limit], number)
+        yield limited
 
     def _live(self) -> Iterator[Metric]:
         in_flight = GaugeMetricFamily("upshift_in_flight", "Requests dispatched and not yet released.", labels=_PAIR)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from backends.base import Operation, Usage
-from gateway.errors import ClientGone, row_for
+from gateway.errors import ClientGone, RateLimited, row_for
 from gateway.log import AccessLog
 from gateway.metrics import UNKNOWN_MODEL, Metrics
 
@@ -21,6 +21,7 @@ class Record:
     operation: Operation
     request_id: str
     started: float
+    key: str = ""
     model: str = UNKNOWN_MODEL
     backend: str = ""
     reason: str = ""
@@ -54,14 +55,18 @@ class Journal:
             series.overhead.observe(record.overhead_seconds)
         if record.first_token is not None:
             series.first_token.observe(record.first_token - record.started)
-        if isinstance(record.error, ClientGone):
-            self._metrics.cancelled[record.stage] += 1
+        if record.error is not None:
+            if isinstance(record.error, ClientGone):
+                self._metrics.cancelled[record.stage] += 1
+            elif isinstance(record.error, RateLimited):
+                self._metrics.rate_limited[record.error.limit] += 1
         usage = record.usage
         if usage is not None:
             series.add_usage(usage)
         self._access_log.add(
             request_id=record.request_id,
             operation=record.operation,
+            key=record.key,
             model=record.model,
             backend=record.backend,
             reason=record.reason,

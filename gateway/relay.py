@@ -1,7 +1,8 @@
 """One inference call from its first body byte to its last answer byte, and the one place that lets go of everything.
 
 Chunks are passed on unparsed; the client's leaving cancels whatever is waited for. Neighbours: call.py (the client's
-side), intake.py (body to request), events.py (where an SSE event ends), record.py (metrics and log), errors.py.
+side), auth.py and ratelimit.py (who may), intake.py (body to request), events.py (where an SSE event ends), record.py
+(metrics and log), errors.py.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
+from dataclasses import dataclass
 from time import perf_counter
 
 from backends.base import BackendResponse, InferenceRequest
@@ -16,14 +18,19 @@ from backends.errors import BackendError, BackendProtocolError, BackendTimeout
 from backends.sse import UsageSniffer, error_event
 from config.schema import ServerSettings
 from gateway import intake
+from gateway.auth import Authenticator, check_model, check_repeated
 from gateway.call import Call
 from gateway.errors import BodyTimeout, ClientGone, ErrorAnswer, ShuttingDown, answer
 from gateway.events import WholeEvents, is_opening
 from gateway.middleware import HostGuard
+from gateway.ratelimit import RateLimiter, Reservation, estimate_tokens
 from gateway.record import Journal, Record
 from routing.router import Routed, Router
 
 Headers = dict[bytes, bytes]
+
+# What is reserved for an answer whose length the client leaves open, until it is known.
+DEFAULT_OUTPUT_TOKENS = 256
 
 # How long a refused client may go on sending its body, so that it gets to read why before the connection closes.
 LINGER_SECONDS = 5.0
@@ -33,14 +40,23 @@ FAREWELL_SECONDS = 2.0
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What a request passes before it may take anything: the Host header, the key, the key's limits."""
+
+    guard: HostGuard
+    authenticator: Authenticator
+    limiter: RateLimiter
+
+
 class Relay:
     """Carries requests from clients to the router and answers back."""
 
-    def __init__(self, settings: ServerSettings, router: Router, journal: Journal, guard: HostGuard) -> None:
+    def __init__(self, settings: ServerSettings, router: Router, journal: Journal, door: Door) -> None:
         self._settings = settings
         self._router = router
         self._journal = journal
-        self._guard = guard
+        self._door = door
 
     async def serve(self, call: Call, headers: Headers, request_id: str) -> None:
         """Answers one call and settles it exactly once, whatever becomes of it."""
@@ -49,13 +65,14 @@ class Relay:
         exchange = _Exchange(self._settings, record, call)
         try:
             try:
-                self._guard.check(call.headers, call.http_version)
-                await exchange.run(self._router, headers)
+                self._door.guard.check(call.headers, call.http_version)
+                await exchange.run(self._door, self._router, headers)
             except asyncio.CancelledError:
                 record.error = call.recover() or ShuttingDown("The gateway is shutting down.")
             except Exception as error:  # noqa: BLE001 - the last stop: becomes a 500, is logged and counted
                 record.error = error
             call.settle()
+            exchange.settle()
             refusal = None
             if record.error is not None:
                 refusal = answer(record.error, request_id)
@@ -82,23 +99,34 @@ def _report(record: Record) -> None:
 class _Exchange:
     """The state of one request between client and upstream."""
 
-    __slots__ = ("_call", "_is_sse", "_settings", "record")
+    __slots__ = ("_call", "_events", "_is_sse", "_prompt_tokens", "_reservation", "_settings", "record")
 
     def __init__(self, settings: ServerSettings, record: Record, call: Call) -> None:
         self.record = record
         self._settings = settings
         self._call = call
         self._is_sse = False
+        self._reservation: Reservation | None = None
+        self._prompt_tokens = 0
+        self._events = 0
 
-    async def run(self, router: Router, headers: Headers) -> None:
+    async def run(self, door: Door, router: Router, headers: Headers) -> None:
         """Raises what went wrong; returns when the whole answer has been handed to the connection."""
+        record = self.record
+        if len(headers) != len(self._call.headers):
+            check_repeated(self._call.headers)
+        principal = door.authenticator.principal(headers)
+        record.key = principal.name
         request = await self._read(headers)
         arrived = perf_counter()
         self._call.expect(self._settings.response_timeout_seconds, self._too_late)
-        record = self.record
         record.stage = "waiting"
         record.stream = request.stream
-        record.model = router.catalog.resolve(request.model).model
+        record.model = model = router.catalog.resolve(request.model).model
+        check_model(principal, model)
+        self._prompt_tokens = estimate_tokens(len(request.body), 0, 1, 0)
+        estimate = estimate_tokens(len(request.body), request.max_output_tokens, request.choices, DEFAULT_OUTPUT_TOKENS)
+        self._reservation = door.limiter.reserve(principal, estimate)
         record.overhead_seconds = perf_counter() - arrived
         try:
             routed = await router.dispatch(request)
@@ -106,6 +134,19 @@ class _Exchange:
             record.backend = error.backend
             raise
         await self._pass_on(routed)
+
+    def settle(self) -> None:
+        """Corrects what was reserved to what the request took: as the engine reported it, or nothing where no answer
+        began. A stream that says nothing about it has about one token in each event."""
+        reservation, record = self._reservation, self.record
+        if reservation is None:
+            return
+        if record.usage is not None:
+            reservation.settle(record.usage.prompt_tokens + record.usage.completion_tokens)
+        elif record.first_byte is None:
+            reservation.settle(0)
+        else:
+            reservation.settle(self._prompt_tokens + self._events if self._is_sse else None)
 
     async def _read(self, headers: Headers) -> InferenceRequest:
         limit = self._settings.max_body_bytes
@@ -158,6 +199,7 @@ class _Exchange:
                     continue
                 call.write(ready)
                 record.bytes_out += len(ready)
+                self._events += ready.count(b"data:")
                 if record.first_token is None:
                     if record.first_byte is None:
                         self._note_first_byte(arrived)
@@ -211,15 +253,17 @@ class _Exchange:
     def _start(self, status: int, content_type: bytes, extra: bytes, content_bytes: int | None) -> None:
         record = self.record
         record.stage = "streaming"
+        limits = b"" if self._reservation is None else self._reservation.header_lines()
         headers = (
             b"content-type: %b\r\nx-request-id: %b\r\nx-upshift-backend: %b\r\nx-upshift-reason: %b\r\n"
-            b"openai-processing-ms: %d\r\n%b"
+            b"openai-processing-ms: %d\r\n%b%b"
             % (
                 content_type,
                 record.request_id.encode(),
                 record.backend.encode(),
                 record.reason.encode(),
                 (perf_counter() - record.started) * 1000,
+                limits,
                 extra,
             )
         )

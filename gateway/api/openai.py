@@ -1,30 +1,40 @@
-"""OpenAI's model listing. The inference calls of the same dialect never come here: dataplane.py takes them."""
+"""OpenAI's listing of the models that a key covers. Inference calls never come here: relay.py serves them."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
+from gateway.auth import Authenticator, Principal, check_model, check_repeated
 from routing.catalog import CatalogEntry, ModelCatalog
 
 
-def routes(catalog: ModelCatalog) -> APIRouter:
-    """GET /v1/models and /v1/models/{id}; every alias counts as a model. Unknown ids raise ModelNotFound."""
+def routes(catalog: ModelCatalog, authenticator: Authenticator) -> APIRouter:
+    """GET /v1/models and /v1/models/{id}; every alias counts as a model. Unknown ids raise ModelNotFound, missing or
+    wrong keys InvalidKey."""
     created = int(time.time())
     listed = {name: _model(name, entry, created) for entry in catalog.models for name in (entry.name, *entry.aliases)}
     router = APIRouter()
 
+    def caller(request: Request) -> Principal:
+        headers = request.scope["headers"]
+        check_repeated(headers)
+        return authenticator.principal(dict(headers))
+
     @router.get("/v1/models")
-    async def list_models() -> JSONResponse:
-        return JSONResponse({"object": "list", "data": list(listed.values())})
+    async def list_models(request: Request) -> JSONResponse:
+        models = caller(request).models
+        data = [model for model in listed.values() if models is None or model.get("root", model["id"]) in models]
+        return JSONResponse({"object": "list", "data": data})
 
     # Model names may hold slashes: organisation/model.
     @router.get("/v1/models/{model_id:path}")
-    async def show_model(model_id: str) -> JSONResponse:
-        catalog.resolve(model_id)
+    async def show_model(request: Request, model_id: str) -> JSONResponse:
+        principal = caller(request)
+        check_model(principal, catalog.resolve(model_id).model)
         return JSONResponse(listed[model_id])
 
     return router

@@ -116,12 +116,14 @@ def request(payload: bytes | None = None, *headers: str, path: str = CHAT, metho
 
 
 @contextlib.asynccontextmanager
-async def serving(*backends: FakeBackend, **server: Any) -> AsyncIterator[Gateway]:
+async def serving(*backends: FakeBackend, edge: dict[str, Any] | None = None, **server: Any) -> AsyncIterator[Gateway]:
     """A gateway in front of `backends`, one model per backend and called like it; "alias" is one more name of the
-    first. `server` are settings of the listener."""
+    first. `server` are settings of the listener, `edge` those beside it."""
     models = [_model(backend.name, *(["alias"] if backend is backends[0] else [])) for backend in backends]
     by_name = {backend.name: backend for backend in backends}
-    settings = Settings(server=ServerSettings(port=0, **server), models=tuple(models))
+    settings = Settings.model_validate(
+        {"server": ServerSettings(port=0, **server), "models": tuple(models), **(edge or {})}
+    )
     written: list[str] = []
     access_log = AccessLog(written.append)
     app = create_app(settings, make_backend=lambda model: by_name[model.name], access_log=access_log)

@@ -16,6 +16,7 @@ from gateway.log import FLUSH_LINES, AccessLog
 LINE: dict[str, Any] = {
     "request_id": "r-1",
     "operation": "chat",
+    "key": "alice",
     "model": 'mo"del',
     "backend": "b",
     "reason": "only",
@@ -43,6 +44,7 @@ async def test_line_is_json_with_everything_about_the_request() -> None:
         "event": "request",
         "request_id": "r-1",
         "operation": "chat",
+        "key": "alice",
         "model": 'mo"del',
         "backend": "b",
         "reason": "only",

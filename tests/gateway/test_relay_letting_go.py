@@ -36,10 +36,10 @@ async def test_engine_that_stops_in_the_middle_is_given_up(stream: bool) -> None
 async def test_slow_but_steady_stream_is_not_given_up() -> None:
     ticks = [asyncio.Event() for _ in range(6)]
     script: list[Step] = [step for tick in ticks for step in (EVENTS[0], tick)]
-    async with serving(FakeBackend(script=[*script, EVENTS[-1]]), idle_timeout_seconds=0.2) as gateway:
+    async with serving(FakeBackend(script=[*script, EVENTS[-1]]), idle_timeout_seconds=0.4) as gateway:
         loop = asyncio.get_running_loop()
         for number, tick in enumerate(ticks, 1):
-            loop.call_later(0.08 * number, tick.set)
+            loop.call_later(0.1 * number, tick.set)
         response = await gateway.chat(stream=True)
         assert response.text.count("Hel") == 6
         assert response.text.endswith("[DONE]\n\n")
