@@ -20,7 +20,8 @@ _MAX_ATTEMPTS = 4
 _OBJECT = re.compile(rb'"usage"[ \t\r\n]*:[ \t\r\n]*(?=\{)')
 _BEGUN = re.compile(rb'"(?:u|us|usa|usag|usage|usage"[ \t\r\n]*|usage"[ \t\r\n]*:[ \t\r\n]*)?\Z')
 _BEGUN_BYTES = 32
-_DECODER = json.JSONDecoder()
+# What json.loads calls after it has looked for white space.
+_scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 
 
 class UsageSniffer:
@@ -51,15 +52,20 @@ class UsageSniffer:
 
     def _search(self, data: bytes) -> bool:
         """Takes over the last complete usage object; True when one after it may still be completed, and is held."""
-        unfinished = len(data)
+        unfinished = end = len(data)
         # The last one is the answer's; more than a few that are broken are a game that is not played along with.
-        for found in list(_OBJECT.finditer(data))[: -_MAX_ATTEMPTS - 1 : -1]:
+        attempts = _MAX_ATTEMPTS
+        while attempts and (end := data.rfind(b'"usage"', 0, end)) >= 0:
+            found = _OBJECT.match(data, end)
+            if found is None:
+                continue
+            attempts -= 1
             text = data[found.end() : found.end() + MAX_OBJECT_BYTES].decode("utf-8", "replace")
             try:
-                value, _ = _DECODER.raw_decode(text)
-            except (ValueError, RecursionError):
+                value, _ = _scan(text, 0)
+            except (ValueError, RecursionError, StopIteration):
                 if unfinished == len(data) and len(data) - found.end() < MAX_OBJECT_BYTES:
-                    unfinished = found.start()
+                    unfinished = end
                 continue
             usage = _usage(value)
             if usage is not None:

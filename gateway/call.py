@@ -180,6 +180,8 @@ class Call:
 
     def settle(self) -> None:
         """The answer is complete or given up: from now on nothing cancels the serving task. Idempotent."""
+        if self._settled:
+            return
         self._settled = True
         self._too_late = None
         if not self.disconnected:
