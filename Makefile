@@ -5,7 +5,7 @@ PROMPT ?= What is continuous batching?
 BIN := .venv/bin
 TRAINER := $(HOME)/.cache/upshift/demo-trainer
 
-.PHONY: setup run test check format bench bench-engine soak lock demo-model clean
+.PHONY: setup run test check format bench bench-hot bench-engine soak lock demo-model clean
 
 setup:
 	@$(PYTHON) deploy/setup_env.py
@@ -27,8 +27,12 @@ format: setup
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-# The gateway's hot path against baselines in the same run.
+# The gateway, LiteLLM, vllm-router, sglang-router, Portkey and nginx side by side; installs the peers once.
 bench: setup
+	@$(BIN)/python -m tests.benchmarks.bench_peers $(ARGS)
+
+# The gateway's hot path against baselines in the same run.
+bench-hot: setup
 	@$(BIN)/python -m tests.benchmarks.bench_http_client $(ARGS)
 	@$(BIN)/python -m tests.benchmarks.bench_gateway $(ARGS)
 	@$(BIN)/python -m tests.benchmarks.bench_limits
