@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 
 from tests.benchmarks.peers import PEERS, UPSHIFT
@@ -60,11 +60,13 @@ class Results:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One figure of a window; `value` gets the window and that of "direct" in the same round. None: not applicable."""
+    """One figure of a window; `value` gets the window and that of "direct" in the same round. None: not applicable.
+    `ratio`: it is also compared."""
 
     title: str
     value: Callable[[Window, Window], float | None]
     form: str = "{:,.0f}"
+    ratio: bool = False
 
 
 def _per(count: float, total: float) -> float | None:
@@ -84,15 +86,15 @@ _REQUESTS = Column("requests/s", lambda w, _: w.requests / w.seconds)
 _CHUNKS = Column("chunks/s", lambda w, _: w.events / w.seconds)
 _P50 = Column("p50, ms", lambda w, _: w.p50_us / 1000 if w.requests else None, "{:.2f}")
 _P99 = Column("p99, ms", lambda w, _: w.p99_us / 1000 if w.requests else None, "{:.2f}")
-_ADDED_P50 = Column("added p50, ms", _added("p50_us"), "{:.2f}")
+_ADDED_P50 = Column("added p50, ms", _added("p50_us"), "{:.2f}", ratio=True)
 _CORE = Column("its core", lambda w, _: w.cpu_seconds / w.seconds, "{:.0%}")
 _GENERATOR = Column("load's core", lambda w, _: w.generator_cpu_seconds / w.seconds, "{:.0%}")
 
-# The first column is the one that ratios are taken of.
+# The first column is the one that a chart shows.
 _COLUMNS: dict[str, tuple[Column, ...]] = {
     "latency": (
         _ADDED_P50,
-        Column("added p99, ms", _added("p99_us"), "{:.2f}"),
+        Column("added p99, ms", _added("p99_us"), "{:.2f}", ratio=True),
         _P50,
         _P99,
         _REQUESTS,
@@ -100,8 +102,8 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
     ),
     "solo": (_ADDED_P50, _P50, _P99, _REQUESTS, _CORE, _GENERATOR),
     "hold": (
-        Column("p99 off pace, ms", lambda w, _: w.gap_p99_us / 1000, "{:.1f}"),
-        Column("p50, ms", lambda w, _: w.gap_p50_us / 1000, "{:.2f}"),
+        Column("p99 off pace, ms", lambda w, _: w.gap_p99_us / 1000, "{:.1f}", ratio=True),
+        Column("p50 off pace, ms", lambda w, _: w.gap_p50_us / 1000, "{:.2f}"),
         Column("streams held", lambda w, _: w.held),
         Column(
             "KB/stream",
@@ -109,23 +111,24 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
                 None if w is direct else _per(w.held, (w.resident_bytes - w.resident_bytes_before) / 1000)
             ),
             "{:.1f}",
+            ratio=True,
         ),
         _CHUNKS,
         _CORE,
         _GENERATOR,
     ),
     "json": (
-        _REQUESTS,
-        Column("CPU µs/request", lambda w, _: _per(w.requests, w.cpu_seconds * 1e6), "{:,.1f}"),
+        replace(_REQUESTS, ratio=True),
+        Column("CPU µs/request", lambda w, _: _per(w.requests, w.cpu_seconds * 1e6), "{:,.1f}", ratio=True),
         _P50,
         _P99,
         _CORE,
         _GENERATOR,
     ),
     "burst": (
-        _CHUNKS,
-        Column("CPU µs/chunk", lambda w, _: _per(w.events, w.cpu_seconds * 1e6), "{:,.2f}"),
-        Column("p99 between chunks, ms", lambda w, _: w.gap_p99_us / 1000, "{:.1f}"),
+        replace(_CHUNKS, ratio=True),
+        Column("CPU µs/chunk", lambda w, _: _per(w.events, w.cpu_seconds * 1e6), "{:,.2f}", ratio=True),
+        Column("whole stream p50, ms", lambda w, _: w.p50_us / 1000 if w.requests else None, "{:.1f}"),
         _CORE,
         _GENERATOR,
     ),
@@ -152,16 +155,15 @@ def medians(results: Results, workload: str, column: int = 0) -> dict[str, float
 
 def _table(results: Results, workload: Workload) -> str:
     columns = _COLUMNS[workload.name]
-    ratio_title = f"{UPSHIFT} / it, {columns[0].title.partition(',')[0]}"
-    rows = [["", *(column.title for column in columns), ratio_title]]
-    ours = _values(results, UPSHIFT, workload.name, columns[0])
+    compared = [column for column in columns if column.ratio]
+    ratio_titles = [f"{UPSHIFT} / it, {column.title.partition(',')[0]}" for column in compared]
+    rows = [["", *(column.title for column in columns), *ratio_titles]]
+    ours = {column.title: _values(results, UPSHIFT, workload.name, column) for column in compared}
     for name in results.contestants():
-        row = [_marked(results, name, workload.name)]
-        for column in columns:
-            values = _values(results, name, workload.name, column).values()
-            row.append(column.form.format(median(values)) if values else "–")
-        theirs = _values(results, name, workload.name, columns[0])
-        rows.append([*row, "" if name == UPSHIFT else _ratio(ours, theirs)])
+        theirs = {column.title: _values(results, name, workload.name, column) for column in columns}
+        figures = [c.form.format(median(theirs[c.title].values())) if theirs[c.title] else "–" for c in columns]
+        ratios = ["" if name == UPSHIFT else _ratio(ours[c.title], theirs[c.title]) for c in compared]
+        rows.append([_marked(results, name, workload.name), *figures, *ratios])
     return f"### {workload.title}\n\n{_markdown(rows)}"
 
 
@@ -176,8 +178,9 @@ def _ratio(ours: dict[int, float], theirs: dict[int, float]) -> str:
     ratios = [ours[number] / theirs[number] for number in ours if theirs.get(number, 0) > 0]
     if not ratios:
         return ""
-    digits = 2 if median(ratios) < 10 else 0
-    low, middle, high = (f"{value:,.{digits}f}" for value in (min(ratios), median(ratios), max(ratios)))
+    middle_ratio = median(ratios)
+    digits = 0 if middle_ratio >= 10 else 2 if middle_ratio >= 0.1 else 4
+    low, middle, high = (f"{value:,.{digits}f}" for value in (min(ratios), middle_ratio, max(ratios)))
     return f"{middle} ({low}–{high})" if len(ratios) > 1 else middle
 
 

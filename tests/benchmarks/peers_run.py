@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.benchmarks.bench_engine_build import CACHE, ROOT
+from tests.benchmarks.bench_engine_build import CACHE
 from tests.benchmarks.peers import Peer
 from tests.benchmarks.peers_workload import PATH, Workload, body, request_bytes
 
@@ -151,7 +151,7 @@ class Contestant:
             with log.open("wb") as output:
                 return subprocess.Popen(
                     [self._filled(word) for word in self.peer.argv],
-                    cwd=ROOT,
+                    cwd=self._work.name,  # not where our packages lie: theirs may have the same names
                     env={**os.environ, **{k: self._filled(v) for k, v in self.peer.environment.items()}},
                     stdin=subprocess.DEVNULL,
                     stdout=output,
