@@ -9,6 +9,7 @@ Neighbours: peers_install.py (fetches them), peers_run.py (runs them).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -33,12 +34,19 @@ class Peer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-_UPSHIFT_YAML = """\
+# Routing, metrics and the access log cannot be switched off; keys and limits are for those who name them.
+_OPEN_YAML = """\
 server: {host: 127.0.0.1, port: @port@}
 models:
   - name: bench
     gguf: {openai: "http://@upstream@/v1"}
 """
+_UPSHIFT_YAML = f"""{_OPEN_YAML}
+auth: {{keys_file: "@work@/keys.yaml"}}
+limits:
+  default: {{requests_per_minute: 1000000000, tokens_per_minute: 1000000000, concurrent: 100000}}
+"""
+_KEYS_YAML = f"keys: [{{name: bench, hash: 'sha256:{hashlib.sha256(b'bench').hexdigest()}'}}]"
 
 # docs.litellm.ai/docs/proxy/prod: master key, one worker per core, no verbose logging, JSON logs, errors only.
 _LITELLM_YAML = """\
@@ -93,16 +101,27 @@ _ROUTER_OPTIONS = (
     *("--prometheus-host", "127.0.0.1", "--prometheus-port", "@spare@"),
 )
 
+_UPSHIFT_ARGV = ("@python@", "-m", "gateway.cli", "serve", "--config", "@work@/upshift.yaml")
+# Whoever benches may have set them for their own gateway.
+_UPSHIFT_ENVIRONMENT = {**dict.fromkeys(ENVIRONMENT, ""), "UPSHIFT_CONFIG": ""}
+
 PEERS = {
     peer.name: peer
     for peer in (
         Peer(
             UPSHIFT,
             "this tree",
-            ("@python@", "-m", "gateway.cli", "serve", "--config", "@work@/upshift.yaml"),
-            files={"upshift.yaml": _UPSHIFT_YAML},
-            # Whoever benches may have set them for their own gateway.
-            environment={**dict.fromkeys(ENVIRONMENT, ""), "UPSHIFT_CONFIG": ""},
+            _UPSHIFT_ARGV,
+            files={"upshift.yaml": _UPSHIFT_YAML, "keys.yaml": _KEYS_YAML},
+            environment=_UPSHIFT_ENVIRONMENT,
+            headers={"authorization": "Bearer bench"},
+        ),
+        Peer(
+            "upshift-open",
+            "no keys, no limits",
+            _UPSHIFT_ARGV,
+            files={"upshift.yaml": _OPEN_YAML},
+            environment=_UPSHIFT_ENVIRONMENT,
         ),
         Peer(
             "litellm",
