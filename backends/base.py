@@ -57,10 +57,12 @@ class Usage:
 @dataclass(slots=True)
 class BackendResponse:
     """A response whose status and headers have arrived. Owns the upstream connection: `aclose()` must be awaited, which
-    returns or aborts it (an abort stops the engine's computing). `chunks` yields body bytes as they were read."""
+    returns or aborts it (an abort stops the engine's computing). `chunks` yields body bytes as they were read;
+    `content_bytes` is how many were announced, None where the engine did not say. Its other headers end here."""
 
     status: int
-    headers: list[tuple[bytes, bytes]]
+    content_type: bytes
+    content_bytes: int | None
     chunks: AsyncIterator[bytes]
     close: Callable[[], Awaitable[None]] = field(repr=False)
 

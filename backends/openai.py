@@ -19,12 +19,14 @@ from backends.errors import (
     ContextLengthExceeded,
     InvalidRequest,
 )
-from backends.http import HttpClient, HttpResponse
+from backends.http import HttpClient
 
 MAX_ERROR_BODY_BYTES = 64 * 1024
 _MAX_MESSAGE_CHARACTERS = 2000
 _MAX_RETRY_AFTER_SECONDS = 3600.0
 
+_TYPES = frozenset((b"application/json", b"text/event-stream"))
+_USUAL_TYPES = _TYPES | {b"text/event-stream; charset=utf-8"}
 _PATHS = {Operation.CHAT: "/v1/chat/completions", Operation.COMPLETION: "/v1/completions"}
 
 # RFC 9110 section 7.6.1: they are about one connection, not about the message.
@@ -60,15 +62,21 @@ class OpenAIBackend:
         try:
             response = await self._client.request("POST", _PATHS[request.operation], headers, request.body)
             try:
-                await _check(response)
+                fields = dict(response.headers)
+                if response.status != 200:
+                    body = await response.read(MAX_ERROR_BODY_BYTES)
+                    raise _error(response.status, fields.get(b"retry-after", b""), body)
+                content_type = fields.get(b"content-type", b"")
+                _check(content_type, fields.get(b"content-encoding"))
             except BaseException:
                 await response.aclose()
                 raise
         except BackendError as error:
             error.backend = self.name
             raise
-        kept = [header for header in response.headers if header[0] not in _HOP_BY_HOP]
-        return BackendResponse(response.status, kept, response.chunks, response.aclose)
+        length = fields.get(b"content-length")
+        content_bytes = None if length is None else int(length)
+        return BackendResponse(200, content_type, content_bytes, response.chunks, response.aclose)
 
 
 def _end_to_end(headers: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, bytes]]:
@@ -82,16 +90,12 @@ def _end_to_end(headers: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, b
     return [header for header in headers if (name := header[0].lower()) not in _NOT_FORWARDED and name not in named]
 
 
-async def _check(response: HttpResponse) -> None:
-    """Raises what an answer other than JSON or events with status 200 means."""
-    if response.status != 200:
-        body = await response.read(MAX_ERROR_BODY_BYTES)
-        raise _error(response.status, _header(response, b"retry-after"), body)
-    content_type = _header(response, b"content-type").partition(b";")[0].strip().lower()
-    if content_type not in (b"application/json", b"text/event-stream"):
+def _check(content_type: bytes, content_encoding: bytes | None) -> None:
+    """Raises BackendProtocolError for anything but plain JSON or events."""
+    if content_type not in _USUAL_TYPES and content_type.partition(b";")[0].strip().lower() not in _TYPES:
         raise BackendProtocolError(f"It answered with {content_type.decode('ascii', 'replace') or 'no content type'}.")
     # Nothing was said about accepting any.
-    if _header(response, b"content-encoding").lower() not in (b"", b"identity"):
+    if content_encoding and content_encoding.lower() != b"identity":
         raise BackendProtocolError("It answered with a compressed body.")
 
 
@@ -136,10 +140,3 @@ def _progress(detail: dict[str, Any]) -> float:
 def _seconds(value: bytes) -> float | None:
     """Retry-After in seconds; None without one that can be read. Its other form, a date, is not worth a parser."""
     return min(float(value), _MAX_RETRY_AFTER_SECONDS) if value.isdigit() and len(value) < 10 else None
-
-
-def _header(response: HttpResponse, wanted: bytes) -> bytes:
-    for name, value in response.headers:
-        if name == wanted:
-            return value
-    return b""

@@ -170,10 +170,9 @@ class _Exchange:
         sniffer = UsageSniffer()
         whole = False
         try:
-            content_type = _header(response, b"content-type") or b"application/json"
-            self._is_sse = content_type.startswith(b"text/event-stream")
+            self._is_sse = response.content_type.startswith(b"text/event-stream")
             call.expect(self._settings.idle_timeout_seconds, self._too_late)
-            last = await (self._stream if self._is_sse else self._whole)(response, content_type, sniffer)
+            last = await (self._stream if self._is_sse else self._whole)(response, sniffer)
             # Nothing may cut what is complete.
             call.settle()
             record.status = response.status
@@ -183,12 +182,12 @@ class _Exchange:
             # An abort is shielded: cancelled in the middle, it would leave an engine computing for nobody.
             record.usage = sniffer.usage
             call.settle()
-            await (response.aclose() if whole else asyncio.shield(response.aclose()))
+            await (routed.aclose() if whole else asyncio.shield(routed.aclose()))
         call.finish(last)
 
-    async def _stream(self, response: BackendResponse, content_type: bytes, sniffer: UsageSniffer) -> bytes:
+    async def _stream(self, response: BackendResponse, sniffer: UsageSniffer) -> bytes:
         record, call, events = self.record, self._call, WholeEvents()
-        self._start(response.status, content_type, _SSE_HEADERS, None)
+        self._start(response, _SSE_HEADERS, None)
         try:
             async for chunk in response.chunks:
                 arrived = perf_counter()
@@ -217,12 +216,11 @@ class _Exchange:
             raise BackendProtocolError("The stream ended before it was complete.", backend=record.backend)
         return rest
 
-    async def _whole(self, response: BackendResponse, content_type: bytes, sniffer: UsageSniffer) -> bytes:
+    async def _whole(self, response: BackendResponse, sniffer: UsageSniffer) -> bytes:
         """Holds one chunk back until the next has come: an answer of one chunk is either whole or a clean error."""
         record, call = self.record, self._call
         held = b""
         started = False
-        announced = _header(response, b"content-length")
         async for chunk in response.chunks:
             arrived = perf_counter()
             call.progress()
@@ -230,8 +228,7 @@ class _Exchange:
             if held:
                 if not started:
                     started = True
-                    length = int(announced) if announced is not None and announced.isdigit() else None
-                    self._start(response.status, content_type, b"", length)
+                    self._start(response, b"", response.content_bytes)
                     self._note_first_byte(arrived)
                 call.write(held)
                 record.bytes_out += len(held)
@@ -241,7 +238,7 @@ class _Exchange:
             held = chunk
         if not started:
             arrived = perf_counter()
-            self._start(response.status, content_type, b"", len(held))
+            self._start(response, b"", len(held))
             self._note_first_byte(arrived)
         record.bytes_out += len(held)
         return held
@@ -250,7 +247,7 @@ class _Exchange:
         self.record.first_byte = now = perf_counter()
         self.record.overhead_seconds += now - arrived
 
-    def _start(self, status: int, content_type: bytes, extra: bytes, content_bytes: int | None) -> None:
+    def _start(self, response: BackendResponse, extra: bytes, content_bytes: int | None) -> None:
         record = self.record
         record.stage = "streaming"
         limits = b"" if self._reservation is None else self._reservation.header_lines()
@@ -258,7 +255,7 @@ class _Exchange:
             b"content-type: %b\r\nx-request-id: %b\r\nx-upshift-backend: %b\r\nx-upshift-reason: %b\r\n"
             b"openai-processing-ms: %d\r\n%b%b"
             % (
-                content_type,
+                response.content_type,
                 record.request_id.encode(),
                 record.backend.encode(),
                 record.reason.encode(),
@@ -267,7 +264,7 @@ class _Exchange:
                 extra,
             )
         )
-        self._call.start(status, headers, content_bytes)
+        self._call.start(response.status, headers, content_bytes)
 
     def _too_late(self) -> Exception:
         if self._call.paused:
@@ -319,10 +316,3 @@ def _body_too_late() -> Exception:
 
 
 _SSE_HEADERS = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
-
-
-def _header(response: BackendResponse, wanted: bytes) -> bytes | None:
-    for name, value in response.headers:
-        if name.lower() == wanted:
-            return value
-    return None

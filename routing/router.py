@@ -6,7 +6,6 @@ Every model has one upstream so far, so the decision is a foregone one; it is re
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from backends.base import BackendResponse, InferenceRequest
@@ -24,11 +23,23 @@ class Decision:
 
 @dataclass(slots=True)
 class Routed:
-    """An answer that has begun. Whoever holds it must await `response.aclose()`; until then it counts as in flight."""
+    """An answer that has begun. Whoever holds it must await `aclose()`; until then it counts as in flight."""
 
     response: BackendResponse
     upstream: Upstream
     decision: Decision
+    _counted: bool = True
+
+    async def aclose(self) -> None:
+        """Returns or aborts the upstream's connection and gives up the place in its count. Idempotent."""
+        try:
+            await self.response.close()
+        finally:
+            # After the engine was told, not before: the count is what the engine has to carry. And even when telling
+            # it failed: a leaked count would keep traffic away from this upstream for ever.
+            if self._counted:
+                self._counted = False
+                self.upstream.in_flight -= 1
 
 
 class Router:
@@ -48,26 +59,4 @@ class Router:
         except BaseException:
             upstream.in_flight -= 1
             raise
-        counted = BackendResponse(response.status, response.headers, response.chunks, _Lease(upstream, response.close))
-        return Routed(counted, upstream, decision)
-
-
-class _Lease:
-    """One place in an upstream's count, given up when the response is closed: once, however often that is asked."""
-
-    __slots__ = ("_close", "_held", "_upstream")
-
-    def __init__(self, upstream: Upstream, close: Callable[[], Awaitable[None]]) -> None:
-        self._upstream = upstream
-        self._close = close
-        self._held = True
-
-    async def __call__(self) -> None:
-        try:
-            await self._close()
-        finally:
-            # After the engine was told, not before: the count is what the engine has to carry. And even when telling
-            # it failed: a leaked count would keep traffic away from this upstream for ever.
-            if self._held:
-                self._held = False
-                self._upstream.in_flight -= 1
+        return Routed(response, upstream, decision)

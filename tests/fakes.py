@@ -119,7 +119,15 @@ class FakeBackend:
             headers = SSE_HEADERS if request.stream else JSON_HEADERS
         playing = _Playing(self, script)
         self.open += 1
-        return BackendResponse(self.status, list(headers), playing.chunks(), playing.close)
+        fields = {name.lower(): value for name, value in headers}
+        length = fields.get(b"content-length")
+        return BackendResponse(
+            self.status,
+            fields.get(b"content-type", b""),
+            None if length is None else int(length),
+            playing.chunks(),
+            playing.close,
+        )
 
 
 class _Playing:

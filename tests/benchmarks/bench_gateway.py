@@ -50,10 +50,7 @@ class InstantBackend:
     async def send(self, request: InferenceRequest) -> BackendResponse:
         """The whole answer, or 64 events one by one."""
         kind = b"text/event-stream" if request.stream else b"application/json"
-        headers = [(b"content-type", kind)]
-        if not request.stream:
-            headers.append((b"content-length", b"%d" % len(ANSWER)))
-        return BackendResponse(200, headers, _chunks(request.stream), _nothing)
+        return BackendResponse(200, kind, None if request.stream else len(ANSWER), _chunks(request.stream), _nothing)
 
 
 async def _chunks(stream: bool) -> AsyncIterator[bytes]:

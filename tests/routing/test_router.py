@@ -33,7 +33,7 @@ async def test_request_goes_to_the_only_upstream_unchanged(name: str) -> None:
     request = _request(name)
     routed = await router.dispatch(request)
     assert await _body(routed.response) == chat_body()
-    await routed.response.aclose()
+    await routed.aclose()
     assert routed.upstream is upstream
     assert (routed.decision.upstreams, routed.decision.reason) == ((upstream,), "only")
     assert isinstance(upstream.backend, FakeBackend)
@@ -59,17 +59,17 @@ async def test_request_is_in_flight_from_dispatch_until_close() -> None:
     routed = await dispatching
     await _body(routed.response)
     assert upstream.in_flight == 1, "counted until closed, not until read"
-    await routed.response.aclose()
+    await routed.aclose()
     assert upstream.in_flight == 0
 
 
 async def test_closing_twice_or_at_once_gives_the_place_up_once() -> None:
     router, upstream = _router(FakeBackend())
     first, second = await router.dispatch(_request()), await router.dispatch(_request())
-    await asyncio.gather(first.response.aclose(), first.response.aclose())
-    await first.response.aclose()
+    await asyncio.gather(first.aclose(), first.aclose())
+    await first.aclose()
     assert upstream.in_flight == 1
-    await second.response.aclose()
+    await second.aclose()
     assert upstream.in_flight == 0
 
 
@@ -97,7 +97,7 @@ async def test_stream_left_in_the_middle_is_aborted_and_released() -> None:
     router, upstream = _router(backend)
     routed = await router.dispatch(_request(stream=True))
     assert await anext(routed.response.chunks) == b"data: 1\n\n"
-    await routed.response.aclose()
+    await routed.aclose()
     assert (upstream.in_flight, backend.open, backend.aborted) == (0, 0, 1)
 
 
@@ -115,7 +115,7 @@ async def test_place_is_given_up_even_when_closing_fails() -> None:
     router, upstream = _router(Sticky())
     routed = await router.dispatch(_request())
     with pytest.raises(BackendError):
-        await routed.response.aclose()
+        await routed.aclose()
     assert upstream.in_flight == 0
 
 
@@ -125,5 +125,5 @@ async def test_break_in_the_middle_passes_through() -> None:
     with pytest.raises(BackendProtocolError) as caught:
         await _body(routed.response)
     assert caught.value.backend == "fake"
-    await routed.response.aclose()
+    await routed.aclose()
     assert upstream.in_flight == 0
