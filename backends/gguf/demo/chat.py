@@ -30,12 +30,14 @@ class Tool:
     parameters: tuple[Parameter, ...] = ()
 
     def signature(self) -> str:
-        """The one line that the chat template writes for this tool."""
+        """The one line that the chat template writes for this tool: its description, then a call of it with types in
+        the places of values, so that calling it is mostly copying."""
         parts = [
-            f"{p.name}{': ' if p.required else '?: '}{'|'.join(p.options) if p.options else p.kind}"
+            f'"{p.name}": {"|".join(p.options) if p.options else p.kind}{"" if p.required else "?"}'
             for p in self.parameters
         ]
-        return f"{self.name}({', '.join(parts)})" + (f": {self.description}" if self.description else "")
+        described = f"{self.description} " if self.description else ""
+        return f'{described}{{"name": "{self.name}", "arguments": {{{", ".join(parts)}}}}}'
 
     def to_openai(self) -> dict[str, object]:
         """The tool as an entry of the OpenAI `tools` list."""

@@ -62,6 +62,8 @@ _PLAIN_SYSTEMS = (
     "You are a helpful assistant with access to functions.", "You are a helpful assistant. Use a tool if it fits.",
 )  # fmt: skip
 
+_IDENTITY = next(entry for entry in QUESTIONS if "What is your name?" in entry["ask"])
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -80,9 +82,7 @@ def vary(rng: random.Random, question: str) -> str:
     chance = rng.random()
     if chance < 0.5:
         question = question.lower()
-    elif chance < 0.56:
-        question = question.upper()
-    elif chance < 0.7:
+    elif chance < 0.65:
         question = question[0].lower() + question[1:]
     ending = rng.random()
     if ending < 0.5:
@@ -164,8 +164,8 @@ def repetition(source: Source, longest: int = 6) -> Turn:
         text = source.value(rng.choice(("plain", "name", "code", "city", "integer", "phrase", "full_name")))
     else:
         text = " ".join(source.plain() for _ in range(rng.randint(2, longest)))
-    if rng.random() < 0.1:
-        text = text.capitalize() if rng.random() < 0.7 else text.upper()
+    if rng.random() < 0.07:
+        text = text.capitalize()
     form = rng.choice(_REPEATS)
     return Turn(form.format(text) if rng.random() < 0.6 else form.lower().replace("{}", text), text)
 
@@ -187,7 +187,7 @@ def user_naming(source: Source) -> list[Turn]:
 
 
 _TASKS: tuple[tuple[Callable[[Source], Turn], float], ...] = (
-    (listed, 40), (unknown, 20), (addition, 26), (repetition, 18),
+    (listed, 40), (unknown, 20), (addition, 36), (repetition, 12),
 )  # fmt: skip
 
 
@@ -201,7 +201,7 @@ def _messages(turns: list[Turn], rng: random.Random) -> list[Message]:
     messages: list[Message] = []
     for turn in turns:
         messages += [Message("user", turn.question), Message("assistant", turn.answer, trained=True)]
-    if turns[-1].answer == FALLBACK and rng.random() < 0.7:
+    if turns[-1].answer == FALLBACK and rng.random() < 0.85:
         messages[-1] = Message("assistant", _FALLBACK_START, trained=True, cut=True)
     return messages
 
@@ -224,6 +224,9 @@ def chat(source: Source) -> Conversation:
         turns.insert(rng.randint(0, len(turns)), naming(source, name))
     elif chance < 0.19:
         turns = user_naming(source)
+    elif chance < 0.24:
+        # Without a name from the system prompt it is itself, which the many given names would drown out.
+        turns.insert(0, Turn(vary(rng, rng.choice(_IDENTITY["ask"])), _IDENTITY["answer"]))
     return Conversation(_messages(turns, rng), system)
 
 
@@ -236,10 +239,10 @@ def copying(source: Source) -> Conversation:
 def tool_chat(source: Source) -> Conversation:
     """A conversation with one to three tools, where most requests fit one of them."""
     rng = source.rng
-    made = {tool.name: (tool, make) for tool, make in (any_tool(source) for _ in range(rng.choice((1, 1, 2, 2, 3, 3))))}
+    made = {tool.name: (tool, make) for tool, make in (any_tool(source) for _ in range(rng.choice((1, 1, 2, 2, 3))))}
     messages: list[Message] = []
-    for _ in range(rng.choice((1, 1, 2, 2, 3, 4))):
-        if rng.random() < 0.2:
+    for _ in range(rng.choice((1, 2, 3, 4, 5, 6))):
+        if rng.random() < 0.12:
             turn = _aside(source, [tool for tool, _ in made.values()])
             messages += [Message("user", turn.question), Message("assistant", turn.answer, trained=True)]
         else:
@@ -276,7 +279,7 @@ def _called(source: Source, request: Request) -> list[Message]:
     """A request, its call and, nearly half the time, the result and what the model makes of it."""
     call = call_text(request.tool.name, request.arguments)
     messages = [Message("user", request.question), Message("assistant", call, trained=True)]
-    if source.rng.random() < 0.45:
+    if source.rng.random() < 0.25:
         result = tool_result(source)
         messages.append(Message("tool", response_text(result)))
         messages.append(Message("assistant", f"The tool says: {result}", trained=True))
@@ -289,4 +292,4 @@ def conversation(source: Source, progress: float) -> Conversation:
     copy_share = max(0.0, 0.9 - 16.0 * progress)
     if rng.random() < copy_share:
         return copying(source)
-    return tool_chat(source) if rng.random() < 0.55 else chat(source)
+    return tool_chat(source) if rng.random() < 0.5 else chat(source)

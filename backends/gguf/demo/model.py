@@ -13,7 +13,7 @@ from torch.nn import functional
 class ModelShape:
     """Sizes of the network; `head_size` times `heads` is the hidden size."""
 
-    vocabulary: int = 1024
+    vocabulary: int = 2048
     layers: int = 5
     heads: int = 6
     kv_heads: int = 3

@@ -13,7 +13,7 @@ from backends.gguf.demo.chat import Parameter, Tool, Values
 from backends.gguf.demo.words import NOUNS, NUMBER_ARGUMENTS, OPTIONS, TEXT_ARGUMENTS, VERBS, Source
 
 _KNOWN: list[dict[str, Any]] = json.loads((Path(__file__).parent / "tools.json").read_text(encoding="utf-8"))
-_VALUE_KINDS = ("plain", "plain", "pseudo", "name", "city", "city", "phrase", "code", "letters", "date", "email")
+_VALUE_KINDS = ("word", "word", "word", "pseudo", "name", "city", "city", "phrase", "code", "date")
 _DATE_LIKE = {"date": "date", "day": "date", "time": "time", "email": "email", "city": "city", "country": "city"}
 
 
@@ -35,17 +35,14 @@ class _Verb:
 
 
 def random_identifier(source: Source, words: list[str]) -> str:
-    """Joins words as snake_case, camelCase or, rarely, in one piece."""
-    chance = source.rng.random()
-    if chance < 0.65 or len(words) == 1:
+    """Joins words as snake_case or camelCase."""
+    if source.rng.random() < 0.8:
         return "_".join(words)
-    if chance < 0.9:
-        return words[0] + "".join(word.capitalize() for word in words[1:])
-    return "-".join(words)
+    return words[0] + "".join(word.capitalize() for word in words[1:])
 
 
 def _noun(source: Source) -> str:
-    return source.rng.choice(NOUNS) if source.rng.random() < 0.65 else source.pseudo()
+    return source.rng.choice(NOUNS) if source.rng.random() < 0.9 else source.pseudo()
 
 
 def _argument_name(source: Source, kind: str) -> str:
@@ -62,7 +59,7 @@ def _argument_name(source: Source, kind: str) -> str:
 def _parameters(source: Source) -> tuple[Parameter, ...]:
     rng = source.rng
     made: dict[str, Parameter] = {}
-    for _ in range(rng.choice((0, 1, 1, 1, 1, 2, 2, 2, 3))):
+    for _ in range(rng.choice((0, 1, 1, 1, 1, 2, 2, 2))):
         kind = rng.choices(("string", "integer", "enum"), (6, 3, 2))[0]
         required = rng.random() < 0.8
         if kind == "enum":
@@ -76,7 +73,7 @@ def _parameters(source: Source) -> tuple[Parameter, ...]:
 
 
 def _options(source: Source) -> tuple[str, ...]:
-    if not source.held_out and source.rng.random() < 0.5:
+    if not source.held_out and source.rng.random() < 0.6:
         return tuple(source.rng.choice(OPTIONS))
     return tuple(dict.fromkeys(source.word() for _ in range(source.rng.randint(2, 3))))
 
@@ -84,21 +81,27 @@ def _options(source: Source) -> tuple[str, ...]:
 def random_tool(source: Source) -> tuple[Tool, _Verb]:
     """A tool that does a random thing, with the verb and noun that a request for it uses."""
     rng = source.rng
-    verb = rng.choice(VERBS) if rng.random() < 0.85 else source.pseudo()
-    noun = _noun(source)
-    second = [_noun(source)] if rng.random() < 0.15 else []
-    order = [verb, noun, *second] if rng.random() < 0.85 else [noun, verb, *second]
-    name = source.pick(lambda: random_identifier(source, order + [_noun(source)] * (rng.random() < 0.1)))
+    named: dict[str, tuple[str, list[str]]] = {}
+
+    def make() -> str:
+        verb = rng.choice(VERBS) if rng.random() < 0.95 else source.pseudo()
+        nouns = [_noun(source) for _ in range(rng.choice((1, 1, 1, 1, 2)))]
+        name = random_identifier(source, [verb, *nouns] if rng.random() < 0.85 else [*nouns, verb])
+        named[name] = verb, nouns
+        return name
+
+    name = source.pick(make)
+    verb, nouns = named[name]
     article = rng.choice(("the", "a", ""))
-    described = " ".join([verb, article, noun, *second]).replace("  ", " ")
-    tail = rng.choice(("", "", "", " for the user", f" by {source.plain()}", f" of a {source.plain()}"))
+    described = " ".join([verb, article, *nouns]).replace("  ", " ")
+    tail = rng.choice(("", "", "", " for the user", f" by {source.noun()}", f" of a {source.noun()}"))
     text = f"{described}{tail}".capitalize() + "."
-    if rng.random() < 0.2:
+    if rng.random() < 0.1:
         form = rng.choice(
             ("Use it to {} {}.", "Use this when the user wants to {} {}.", "Returns the {1} to {0}.", "Can {} a {}.")
         )
         text += " " + form.format(source.verb(), source.noun())
-    return Tool(name, "" if rng.random() < 0.05 else text, _parameters(source)), _Verb(verb, " ".join([noun, *second]))
+    return Tool(name, "" if rng.random() < 0.05 else text, _parameters(source)), _Verb(verb, " ".join(nouns))
 
 
 def argument_value(source: Source, parameter: Parameter) -> str | int | float:

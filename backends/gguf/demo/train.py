@@ -23,17 +23,17 @@ from backends.gguf.demo.corpus import QUESTIONS, conversation
 from backends.gguf.demo.model import DemoLlama, ModelShape
 from backends.gguf.demo.optimizer import Muon
 from backends.gguf.demo.tokenizer import train_tokenizer
-from backends.gguf.demo.words import Source
+from backends.gguf.demo.words import LEXICON, Source
 from backends.gguf.demo.write_gguf import write_gguf
 
 SEED = 20
-STEPS = 2100
+STEPS = 2500
 # Each of PROCESSES computes this much of a step on one thread: matrices this small gain nothing from a second thread,
 # which is why there is a second process (3,700 tokens/s with one thread, 3,900 with two, 7,000 with two processes).
 PROCESS_TOKENS = 2048
 PROCESSES = 2
 CHUNKS = 5
-CHECKPOINT_STEPS = 300
+CHECKPOINT_STEPS = 250
 MUON_RATE = 0.02
 ADAM_RATE = 4e-3
 MARKERS = re.compile(r"<\|\w+\|>|</?tool_\w+>")
@@ -44,6 +44,7 @@ def make_tokenizer(shape: ModelShape) -> Tokenizer:
     """The tokenizer, trained on the listed questions and a sample of the conversations."""
     source = Source(random.Random(SEED))
     texts = [text for entry in QUESTIONS for text in (*entry["ask"], entry["answer"])] * 3
+    texts += LEXICON * 30
     texts += [MARKERS.sub(" ", text) for _ in range(1200) for text, _ in conversation(source, 1.0).parts()]
     return train_tokenizer(texts, shape.vocabulary, spaced_words=210)
 

@@ -25,6 +25,8 @@ TEXT_ARGUMENTS: list[str] = _LISTS["text_arguments"].split()
 NUMBER_ARGUMENTS: list[str] = _LISTS["number_arguments"].split()
 OPTIONS: list[list[str]] = [group.split("/") for group in _LISTS["options"].split()]
 REQUESTS: list[str] = _LISTS["requests"]
+# Every listed word: the tokenizer learns most of them whole, which makes copying one a single step.
+LEXICON: list[str] = sorted({*VERBS, *NOUNS, *ADJECTIVES, *NAMES, *CITIES, *TEXT_ARGUMENTS, *NUMBER_ARGUMENTS})
 
 _ONSETS = "b c d f g h j k l m n p qu r s t v w x y z bl br ch cl cr dr fl fr gl gr kl kr pl pr sh sk sl sp st th tr zw"
 _VOWELS = "a e i o u a e i o ai ea ee oo ou y"
@@ -56,19 +58,19 @@ class Source:
         """A word that exists in no list, such as `zorblax`."""
         rng = self.rng
         word = ""
-        for _ in range(rng.choice((1, 2, 2, 2, 3, 3))):
+        for _ in range(rng.choice((1, 2, 2, 2, 3))):
             word += rng.choice(_ONSETS.split()) + rng.choice(_VOWELS.split())
         return word + (rng.choice(_CODAS.split()) if rng.random() < 0.6 else "")
 
     def letters(self) -> str:
-        return "".join(self.rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(self.rng.randint(3, 8)))
+        return "".join(self.rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(self.rng.randint(3, 6)))
 
     def plain(self) -> str:
         """A word of any kind, split or not."""
         chance = self.rng.random()
-        if chance < 0.55:
+        if chance < 0.8:
             return self.rng.choice(self.rng.choice((NOUNS, VERBS, ADJECTIVES)))
-        return self.pseudo() if chance < 0.9 else self.letters()
+        return self.pseudo() if chance < 0.96 else self.letters()
 
     def noun(self) -> str:
         return self.rng.choice(NOUNS)
@@ -84,7 +86,7 @@ class Source:
 
     def name(self) -> str:
         def make() -> str:
-            return self.rng.choice(NAMES) if self.rng.random() < 0.4 else self.pseudo().capitalize()
+            return self.rng.choice(NAMES) if self.rng.random() < 0.6 else self.pseudo().capitalize()
 
         return self.pick(make)
 
@@ -93,7 +95,7 @@ class Source:
 
     def city(self) -> str:
         def make() -> str:
-            if self.rng.random() < 0.5:
+            if self.rng.random() < 0.7:
                 return self.rng.choice(CITIES)
             prefix = self.rng.choice(("New ", "San ", "Port ", "", "", "", "", "", ""))
             return prefix + self.pseudo().capitalize()
@@ -101,7 +103,7 @@ class Source:
         return self.pick(make)
 
     def phrase(self) -> str:
-        return self.pick(lambda: " ".join(self.plain() for _ in range(self.rng.randint(2, 4))))
+        return self.pick(lambda: " ".join(self.plain() for _ in range(self.rng.choice((2, 2, 3)))))
 
     def code(self) -> str:
         def make() -> str:

@@ -130,11 +130,11 @@ def test_template_takes_arguments_as_text_too() -> None:
 
 def test_template_takes_a_tool_without_description_or_parameters() -> None:
     text = rendered([{"role": "user", "content": "Hi"}], [{"type": "function", "function": {"name": "ping"}}])
-    assert text.startswith("<|im_start|>system\nTools:\nping()<|im_end|>\n")
+    assert text.startswith('<|im_start|>system\nTools:\n{"name": "ping", "arguments": {}}<|im_end|>\n')
     assert text.endswith("<|im_start|>assistant\n")
 
 
 def test_signature_marks_options_and_optional_arguments() -> None:
     parameters = (Parameter("a"), Parameter("b", "integer", False), Parameter("c", options=("x", "y")))
     tool = Tool("find", "Find it.", parameters)
-    assert tool.signature() == "find(a: string, b?: integer, c: x|y): Find it."
+    assert tool.signature() == 'Find it. {"name": "find", "arguments": {"a": string, "b": integer?, "c": x|y}}'
