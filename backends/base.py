@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class Operation(StrEnum):
@@ -28,8 +28,7 @@ class BackendState(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
-class InferenceRequest:
+class InferenceRequest(NamedTuple):
     """One inference call. `body` is the client's JSON as bytes, forwarded as it is; the other fields are the decoded
     envelope, which is all the gateway ever looks at. `max_output_tokens` is for each of `choices` answers, None where
     the client set no bound."""

@@ -81,8 +81,8 @@ def _usage(value: dict[str, Any]) -> Usage | None:
     if prompt is None and completion is None:
         return None
     details = value.get("prompt_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    return Usage(_count(prompt), _count(completion), _count(cached))
+    cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
+    return Usage(_count(prompt), _count(completion), cached)
 
 
 def _count(value: Any) -> int:

@@ -54,7 +54,7 @@ class Call:
         "_chunked",
         "_connection",
         "_discarding",
-        "_expects_continue",
+        "_head",
         "_limit",
         "_parts",
         "_settled",
@@ -81,7 +81,6 @@ class Call:
         http_version: str,
         *,
         keep_alive: bool,
-        expects_continue: bool,
     ) -> None:
         self.operation = operation
         self.headers = headers
@@ -99,13 +98,13 @@ class Call:
         self._settled = False
         self._too_late: Callable[[], Exception] | None = None
         # The request
-        self._expects_continue = expects_continue
         self._parts: list[bytes] = []
         self._size = 0
         self._limit = 0
         self._discarding = False
         self._waiter: asyncio.Future[None] | None = None
         # The answer
+        self._head = b""
         self._chunked = False
         self._announced: int | None = None
 
@@ -143,7 +142,7 @@ class Call:
     async def read_body(self, max_bytes: int) -> bytes | None:
         """The whole body; None as soon as it is longer than `max_bytes`, whatever Content-Length said. Raises
         ClientGone."""
-        if self._expects_continue and self.more_body and not self._size:
+        if self.more_body and not self._size and _expects_continue(self.headers):
             self._connection.transport.write(_CONTINUE)
         self._limit = max_bytes
         while self.more_body and self._size <= max_bytes and not self.disconnected:
@@ -188,7 +187,7 @@ class Call:
             self._connection.deadline.forget()
 
     def start(self, status: int, headers: bytes, content_bytes: int | None) -> None:
-        """Writes the head. `headers` are whole lines; framing, Date and Connection are added here. Without
+        """Makes the head. `headers` are whole lines; framing, Date and Connection are added here. Without
         `content_bytes` the answer is chunked, or ends with the connection for a client of HTTP/1.0."""
         self.response_started = True
         self._announced = content_bytes
@@ -200,23 +199,29 @@ class Call:
             self._chunked = True
             framing = b"transfer-encoding: chunked\r\n"
         end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
-        connection = self._connection
-        connection.transport.write(
-            b"".join((_STATUS_LINES[status], connection.common_headers(), headers, framing, end))
-        )
+        self._head = b"".join((_STATUS_LINES[status], self._connection.common_headers(), headers, framing, end))
+
+    def flush(self) -> None:
+        """Sends the head now, where it would otherwise go with the first bytes behind it."""
+        if self._head and not self.disconnected:
+            head, self._head = self._head, b""
+            self._connection.transport.write(head)
 
     def write(self, data: bytes) -> None:
         """The next piece of the answer; `drain()` is due when `paused` is true afterwards. Silent once the client has
         left. Raises BackendProtocolError for more bytes than were announced."""
         if self.disconnected or not data:
             return
+        head, self._head = self._head, b""
         if self._chunked:
-            self._connection.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-            return
-        if self._announced is not None:
-            if len(data) > self._announced:
-                raise BackendProtocolError("The answer is longer than its Content-Length.")
-            self._announced -= len(data)
+            data = b"%b%x\r\n%b\r\n" % (head, len(data), data)
+        else:
+            if self._announced is not None:
+                if len(data) > self._announced:
+                    raise BackendProtocolError("The answer is longer than its Content-Length.")
+                self._announced -= len(data)
+            if head:
+                data = head + data
         self._connection.transport.write(data)
 
     @property
@@ -233,10 +238,13 @@ class Call:
         if self.disconnected:
             return
         if self._chunked:
-            end = b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last) if last else b"0\r\n\r\n"
-            self._connection.transport.write(end)
+            if last:
+                self.write(last)
+            self.flush()
+            self._connection.transport.write(b"0\r\n\r\n")
         else:
             self.write(last)
+            self.flush()
             if self._announced:
                 raise BackendProtocolError("The answer is shorter than its Content-Length.")
         self.settle()
@@ -283,3 +291,7 @@ class Call:
         elif self.verdict is None:
             self.verdict = verdict
             self._task.cancel()
+
+
+def _expects_continue(headers: list[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)

@@ -16,10 +16,10 @@ from gateway.errors import BodyTooLarge, InvalidBody, UnsupportedMedia
 # A prompt of any length has few brackets; ten megabytes of them cost seconds and half a gigabyte to decode.
 MAX_BRACKETS = 200_000
 
-# Whichever of them an engine goes by, what it may produce is at most the largest.
-_CAPS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-_COUNTS = ("n", "best_of")
-_ENVELOPE = frozenset({"model", "stream", "stream_options", *_CAPS, *_COUNTS})
+# Whichever of its kind an engine goes by, what it may produce is at most the largest.
+_CAPS = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens"})
+_COUNTS = frozenset({"n", "best_of"})
+_ENVELOPE = frozenset({"model", "stream", "stream_options"}) | _CAPS | _COUNTS
 
 
 def _refuse_constant(name: str) -> None:
@@ -28,6 +28,7 @@ def _refuse_constant(name: str) -> None:
 
 # Objects arrive as tuples of pairs, arrays as lists: duplicate keys stay visible, and telling them apart is free.
 _DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_refuse_constant)
+_scan = _DECODER.scan_once  # type: ignore[attr-defined]
 
 
 def check_headers(content_type: bytes, content_encoding: bytes, content_length: bytes, max_body_bytes: int) -> None:
@@ -62,34 +63,33 @@ def decode(body: bytes, operation: Operation, request_id: str) -> InferenceReque
     stream = envelope.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise InvalidBody("`stream` should be true or false.", param="stream")
-    include_usage = _include_usage(envelope.get("stream_options"), bool(stream))
-    caps = [value for name in _CAPS if (value := _whole_number(envelope, name)) is not None]
-    counts = [value for name in _COUNTS if (value := _whole_number(envelope, name)) is not None]
-    return InferenceRequest(
-        operation,
-        model,
-        body,
-        bool(stream),
-        request_id,
-        include_usage,
-        max(caps) if caps else None,
-        max(counts) if counts else 1,
-    )
+    options = envelope.get("stream_options")
+    include_usage = options is not None and _include_usage(options, bool(stream))
+    cap, choices = _asked_for(envelope)
+    return InferenceRequest(operation, model, body, bool(stream), request_id, include_usage, cap, choices)
 
 
-def _whole_number(envelope: dict[str, Any], name: str) -> int | None:
-    value = envelope.get(name)
-    # Its range is the engine's business; its type is ours, because limits count by it.
-    if value is not None and type(value) is not int:
-        raise InvalidBody(f"`{name}` should be a whole number.", param=name)
-    return value
+def _asked_for(envelope: dict[str, Any]) -> tuple[int | None, int]:
+    """The largest cap on an answer's tokens, None without one, and how many answers."""
+    cap, choices = None, 1
+    for name, value in envelope.items():
+        if value is None or not (name in _CAPS or name in _COUNTS):
+            continue
+        # Its range is the engine's business; its type is ours, because limits count by it.
+        if type(value) is not int:
+            raise InvalidBody(f"`{name}` should be a whole number.", param=name)
+        if name in _COUNTS:
+            choices = max(choices, value)
+        elif cap is None or value > cap:
+            cap = value
+    return cap, choices
 
 
 def _parse(body: bytes) -> tuple[tuple[str, Any], ...]:
     if len(body) > MAX_BRACKETS and body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
         raise InvalidBody(f"The body has more than {MAX_BRACKETS} arrays and objects.")
     try:
-        document = _DECODER.decode(body.decode())
+        document = _json(body.decode())
     except UnicodeDecodeError as error:
         raise InvalidBody(f"The body is not valid UTF-8 (byte {error.start}).") from None
     except json.JSONDecodeError as error:
@@ -106,6 +106,18 @@ def _parse(body: bytes) -> tuple[tuple[str, Any], ...]:
     if b"\\u" in body and _has_lone_surrogate(document):
         raise InvalidBody("The body holds half of a surrogate pair (\\ud800 to \\udfff), which is not text.")
     return document
+
+
+def _json(text: str) -> Any:
+    """What `_DECODER.decode` gives, without its looking for white space around an object that has none."""
+    if text.startswith("{"):
+        try:
+            document, end = _scan(text, 0)
+        except StopIteration:
+            end = -1
+        if end == len(text):
+            return document
+    return _DECODER.decode(text)
 
 
 def _has_lone_surrogate(document: Any) -> bool:
@@ -137,8 +149,6 @@ def _envelope(document: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
 
 
 def _include_usage(options: Any, stream: bool) -> bool:
-    if options is None:
-        return False
     if not isinstance(options, tuple):
         raise InvalidBody("`stream_options` should be an object.", param="stream_options")
     if not stream:

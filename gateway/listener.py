@@ -122,7 +122,9 @@ class ClientConnection(HttpToolsProtocol):
         self._head_bytes = self._read_bytes
         self.url = b""
         self.headers = []
-        self.expect_100_continue = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         # A read may hold a head and much of a body: only where both together are too long is it worth adding up.
@@ -165,7 +167,6 @@ class ClientConnection(HttpToolsProtocol):
             self.headers,
             version,
             keep_alive=keep_alive,
-            expects_continue=self.expect_100_continue,
         )
         busy = self._answering
         self.cycle = call  # type: ignore[assignment]
@@ -176,9 +177,10 @@ class ClientConnection(HttpToolsProtocol):
             self._start(call)
 
     def _begin_asgi(self) -> None:
-        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        url, headers = self.url, self.headers
         super().on_message_begin()
-        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.url, self.headers = url, headers
+        self.expect_100_continue = (b"expect", b"100-continue") in headers
         self.scope["headers"] = headers
         super().on_headers_complete()
 

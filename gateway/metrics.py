@@ -108,10 +108,10 @@ class Series:
         self.duration[operation].observe(duration_seconds)
 
     def add_usage(self, usage: Usage) -> None:
-        """What the engine reported; a negative number of tokens is a lie and counts as none."""
-        self.prompt_tokens += max(usage.prompt_tokens, 0)
-        self.completion_tokens += max(usage.completion_tokens, 0)
-        self.cached_tokens += max(usage.cached_tokens, 0)
+        """What the engine reported."""
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+        self.cached_tokens += usage.cached_tokens
 
 
 class Metrics:

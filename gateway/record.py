@@ -60,16 +60,13 @@ class Journal:
                 self._metrics.cancelled[record.stage] += 1
             elif isinstance(record.error, RateLimited):
                 self._metrics.rate_limited[record.error.limit] += 1
-        usage = record.usage
-        if usage is not None:
-            series.add_usage(usage)
+        prompt_tokens = completion_tokens = 0
+        if record.usage is not None:
+            series.add_usage(record.usage)
+            prompt_tokens, completion_tokens = record.usage.prompt_tokens, record.usage.completion_tokens
         self._access_log.add(
             request_id=record.request_id,
-            operation=record.operation,
-            key=record.key,
-            model=record.model,
-            backend=record.backend,
-            reason=record.reason,
+            names=(record.operation, record.key, record.model, record.backend, record.reason),
             status=record.status,
             code="" if record.error is None else row_for(record.error).code,
             stream=record.stream,
@@ -77,6 +74,6 @@ class Journal:
             first_byte_seconds=first_byte_seconds,
             bytes_in=record.bytes_in,
             bytes_out=record.bytes_out,
-            prompt_tokens=usage.prompt_tokens if usage is not None else 0,
-            completion_tokens=usage.completion_tokens if usage is not None else 0,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
         )

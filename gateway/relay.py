@@ -99,7 +99,7 @@ def _report(record: Record) -> None:
 class _Exchange:
     """The state of one request between client and upstream."""
 
-    __slots__ = ("_call", "_events", "_is_sse", "_prompt_tokens", "_reservation", "_settings", "record")
+    __slots__ = ("_call", "_events", "_is_sse", "_reservation", "_settings", "record")
 
     def __init__(self, settings: ServerSettings, record: Record, call: Call) -> None:
         self.record = record
@@ -107,7 +107,6 @@ class _Exchange:
         self._call = call
         self._is_sse = False
         self._reservation: Reservation | None = None
-        self._prompt_tokens = 0
         self._events = 0
 
     async def run(self, door: Door, router: Router, headers: Headers) -> None:
@@ -124,8 +123,8 @@ class _Exchange:
         record.stream = request.stream
         record.model = model = router.catalog.resolve(request.model).model
         check_model(principal, model)
-        self._prompt_tokens = estimate_tokens(len(request.body), 0, 1, 0)
-        estimate = estimate_tokens(len(request.body), request.max_output_tokens, request.choices, DEFAULT_OUTPUT_TOKENS)
+        cap = request.max_output_tokens
+        estimate = estimate_tokens(record.bytes_in, cap, request.choices, DEFAULT_OUTPUT_TOKENS)
         self._reservation = door.limiter.reserve(principal, estimate)
         record.overhead_seconds = perf_counter() - arrived
         try:
@@ -146,7 +145,8 @@ class _Exchange:
         elif record.first_byte is None:
             reservation.settle(0)
         else:
-            reservation.settle(self._prompt_tokens + self._events if self._is_sse else None)
+            prompt_tokens = estimate_tokens(record.bytes_in, 0, 1, 0)
+            reservation.settle(prompt_tokens + self._events if self._is_sse else None)
 
     async def _read(self, headers: Headers) -> InferenceRequest:
         limit = self._settings.max_body_bytes
@@ -188,6 +188,8 @@ class _Exchange:
     async def _stream(self, response: BackendResponse, sniffer: UsageSniffer) -> bytes:
         record, call, events = self.record, self._call, WholeEvents()
         self._start(response, _SSE_HEADERS, None)
+        # With the first events if they are here already, and without waiting for them if not.
+        asyncio.get_running_loop().call_soon(call.flush)
         try:
             async for chunk in response.chunks:
                 arrived = perf_counter()
@@ -294,6 +296,7 @@ class _Exchange:
         call.start(refusal.status, b"".join(b"%b: %b\r\n" % header for header in headers), len(refusal.body))
         if unread and not isinstance(self.record.error, BodyTimeout):
             call.write(refusal.body)
+            call.flush()
             # Closing at once would reset the connection under the refusal, and the client would see a broken pipe
             # where it should read the reason.
             await _within(LINGER_SECONDS, call.discard_body())

@@ -7,14 +7,14 @@ Every model has one upstream so far, so the decision is a foregone one; it is re
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from backends.base import BackendResponse, InferenceRequest
 from routing.catalog import ModelCatalog
 from routing.upstream import Upstream
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """Which upstreams may serve a request, best first, and why: one word, safe in a header and as a metric label."""
 
     upstreams: tuple[Upstream, ...]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -57,7 +56,7 @@ async def test_body_goes_to_the_operations_path_as_it_is(operation: Operation, p
 
     async with serve(script) as peer:
         client = HttpClient(peer.address)
-        response = await backend_for(client).send(replace(REQUEST, operation=operation, body=b' {"model" : "demo"}\n'))
+        response = await backend_for(client).send(REQUEST._replace(operation=operation, body=b' {"model" : "demo"}\n'))
         head, _, body = (await body_of(response)).partition(b"\r\n\r\n")
         assert body == b' {"model" : "demo"}\n'
         assert head.decode().split("\r\n") == [
@@ -79,7 +78,7 @@ async def test_only_end_to_end_headers_are_forwarded() -> None:
     headers = [(name, b"x-hop, keep-alive" if name == b"Connection" else b"1") for name in refused.split()]
     async with serve(script) as peer:
         client = HttpClient(peer.address)
-        request = replace(REQUEST, headers=(*headers, (b"traceparent", b"00-1")))
+        request = REQUEST._replace(headers=(*headers, (b"traceparent", b"00-1")))
         lines = (await body_of(await backend_for(client).send(request))).rstrip().split(b"\r\n")[1:]
         assert lines == [
             b"host: localhost",
@@ -115,7 +114,7 @@ async def test_stream_is_passed_on_as_it_comes() -> None:
 
     async with serve(script) as peer:
         client = HttpClient(peer.address)
-        response = await backend_for(client).send(replace(REQUEST, stream=True))
+        response = await backend_for(client).send(REQUEST._replace(stream=True))
         chunks = aiter(response.chunks)
         assert await anext(chunks) == b"data: 1\n"
         more.set()

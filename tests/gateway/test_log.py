@@ -15,11 +15,7 @@ from gateway.log import FLUSH_LINES, AccessLog
 
 LINE: dict[str, Any] = {
     "request_id": "r-1",
-    "operation": "chat",
-    "key": "alice",
-    "model": 'mo"del',
-    "backend": "b",
-    "reason": "only",
+    "names": ("chat", "alice", 'mo"del', "b", "only"),
     "status": 200,
     "code": "",
     "stream": True,
