@@ -1,6 +1,7 @@
 """GgufBackend: a model served by a GGUF engine that we run ourselves, behind the Backend seam.
 
-Neighbours: process.py (keeps the engine running), openai.py (calls it), factory.py (builds this from settings).
+Neighbours: process.py (keeps the engine running), openai.py (calls it), factory.py (builds this from settings),
+borrowed.py (the calls alone, for a process that does not own the engine).
 """
 
 from __future__ import annotations
@@ -8,10 +9,21 @@ from __future__ import annotations
 from math import inf
 
 from backends.base import BackendResponse, BackendState, InferenceRequest
-from backends.errors import BackendLoading, BackendUnavailable
+from backends.errors import BackendError, BackendLoading, BackendUnavailable
 from backends.http import HttpClient
+from backends.lifecycle import EngineStatus
 from backends.openai import OpenAIBackend
 from backends.process import EngineProcess
+
+# The kind of engine: with the model it tells upstreams apart in headers, metrics and logs.
+KIND = "gguf"
+
+
+def not_ready(status: EngineStatus) -> BackendError:
+    """What a call to an engine in any state but READY raises."""
+    if status.state is BackendState.STARTING:
+        return BackendLoading("The model is loading.", backend=KIND, progress=status.progress)
+    return BackendUnavailable(f"The engine is {status.state}: {status.failure or 'not running'}.", backend=KIND)
 
 
 class GgufBackend:
@@ -28,8 +40,8 @@ class GgufBackend:
 
     @property
     def name(self) -> str:
-        """The kind of engine: with the model it tells upstreams apart in headers, metrics and logs."""
-        return "gguf"
+        """The kind of engine."""
+        return KIND
 
     @property
     def state(self) -> BackendState:
@@ -56,15 +68,21 @@ class GgufBackend:
         """How often the engine had to be started again."""
         return self._process.restarts
 
+    @property
+    def status(self) -> EngineStatus:
+        """All that callers in another process have to know."""
+        return self._process.status
+
+    async def changed(self) -> None:
+        """Returns after the next change of `status`."""
+        await self._process.changed()
+
     async def send(self, request: InferenceRequest) -> BackendResponse:
         """As the protocol says. Without an engine that is READY nothing is sent: BackendLoading while it starts,
         otherwise BackendUnavailable with the cause."""
-        state = self._process.state
-        if state is BackendState.READY:
-            return await self._calls.send(request)
-        if state is BackendState.STARTING:
-            raise BackendLoading("The model is loading.", backend=self.name, progress=self._process.progress)
-        raise BackendUnavailable(f"The engine is {state}: {self.failure or 'not running'}.", backend=self.name)
+        if self._process.state is not BackendState.READY:
+            raise not_ready(self._process.status)
+        return await self._calls.send(request)
 
     async def start(self) -> None:
         """Begins to load the model; returns at once. Also after `stop`."""

@@ -1,6 +1,7 @@
-"""The life of a launched engine as a table, and how long it waits for its next start. Pure: no clock, no process.
+"""The life of a launched engine as a table, how long it waits for its next start, and what can be said of it at one
+moment. Pure: no clock, no process.
 
-Neighbour: process.py (EngineProcess), which tells what happened and does what follows.
+Neighbours: process.py (EngineProcess), which tells what happened and does what follows; borrowed.py, which is told.
 """
 
 from __future__ import annotations
@@ -46,6 +47,20 @@ TRANSITIONS: dict[tuple[BackendState, Event], BackendState] = {
 
 class InvalidTransition(Exception):
     """Something happened that cannot happen in this state: a mistake of the caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """What callers of an engine know of it. Plain values: with more than one worker it crosses to other processes.
+
+    `address` is as HttpClient takes it and fixed for the engine's life; `progress` is the loading of the model from 0.0
+    to 1.0; `failure` says in one line why it is FAILED.
+    """
+
+    address: str
+    state: BackendState
+    progress: float = 0.0
+    failure: str = ""
 
 
 @dataclass(slots=True)

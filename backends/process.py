@@ -23,7 +23,7 @@ from backends.base import BackendState
 from backends.child import ERROR_PREFIX, Child, cause
 from backends.errors import BackendError, BackendTimeout, EngineStartFailed
 from backends.http import HttpClient
-from backends.lifecycle import Event, Lifecycle
+from backends.lifecycle import EngineStatus, Event, Lifecycle
 
 # sockaddr_un holds 108 bytes with the NUL at the end.
 _MAX_SOCKET_PATH_BYTES = 107
@@ -83,6 +83,11 @@ class EngineProcess:
     def state(self) -> BackendState:
         """Whether a call makes sense now."""
         return self._lifecycle.state
+
+    @property
+    def status(self) -> EngineStatus:
+        """What callers, here or in another process, have to know."""
+        return EngineStatus(self.address, self.state, self.progress, self.failure)
 
     @property
     def restarts(self) -> int:

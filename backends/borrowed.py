@@ -1,0 +1,62 @@
+"""BorrowedEngine: the calls to an engine that another process of this gateway keeps, behind the Backend seam.
+
+Neighbours: engine.py (the one who owns it), lifecycle.py (EngineStatus, which is told), openai.py (the calls).
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+from backends.base import BackendResponse, BackendState, InferenceRequest
+from backends.engine import KIND, not_ready
+from backends.http import HttpClient
+from backends.lifecycle import EngineStatus
+from backends.openai import OpenAIBackend
+
+
+class BorrowedEngine:
+    """Calls an engine as GgufBackend does and knows of it what it is told. Belongs to one event loop."""
+
+    def __init__(self, status: EngineStatus) -> None:
+        """The address in `status` holds for good."""
+        self._status = status
+        # As in GgufBackend: how long an answer may take is for the caller to say.
+        self._client = HttpClient(status.address, response_timeout_seconds=inf, idle_timeout_seconds=inf)
+        self._calls = OpenAIBackend(self.name, self._client, state=lambda: self.state)
+
+    def tell(self, status: EngineStatus) -> None:
+        """What is known of the engine from now on."""
+        self._status = status
+
+    @property
+    def name(self) -> str:
+        """The kind of engine."""
+        return KIND
+
+    @property
+    def state(self) -> BackendState:
+        """Whether a call makes sense now, as far as it has been told."""
+        return self._status.state
+
+    @property
+    def progress(self) -> float:
+        """How much of the model is loaded, from 0.0 to 1.0."""
+        return self._status.progress
+
+    @property
+    def failure(self) -> str:
+        """Why the engine is FAILED, in one line; empty when it is well."""
+        return self._status.failure
+
+    async def send(self, request: InferenceRequest) -> BackendResponse:
+        """As GgufBackend's."""
+        if self._status.state is not BackendState.READY:
+            raise not_ready(self._status)
+        return await self._calls.send(request)
+
+    async def start(self) -> None:
+        """Nothing: its owner starts the engine."""
+
+    async def stop(self) -> None:
+        """Closes the connections of this process, and with them its calls; the engine goes on."""
+        await self._client.aclose()
