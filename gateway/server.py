@@ -1,6 +1,6 @@
 """Runs the gateway on uvicorn: bind, banner, drain, exit code.
 
-Neighbours: app.py (what is run), listener.py (the protocol), cli/serve.py (the caller).
+Neighbours: app.py (what is run), listener.py (the protocol), workers/start.py (the caller; more than one process).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 
 import uvicorn
@@ -23,10 +23,13 @@ from gateway import log
 from gateway.app import create_app
 from gateway.auth import check_exposure
 from gateway.dataplane import DataPlane
+from gateway.lastcall import admit_no_more
 from gateway.listener import connection_class
 from gateway.middleware import is_loopback
 
 BACKLOG = 2048
+# How long after a signal a connection that exists may send a request.
+LAST_CALL_SECONDS = 0.2
 
 logger = logging.getLogger("upshift")
 
@@ -36,18 +39,18 @@ class ListenError(Exception):
 
 
 def serve(settings: Settings) -> int:
-    """Serves until SIGTERM or SIGINT; returns the process's exit code: 0 after a drain, 1 where a second signal cut
-    it short or no model could be loaded. Raises ListenError before anything is started."""
+    """Serves in this process until SIGTERM or SIGINT; returns its exit code: 0 after a drain, 1 where a second signal
+    cut it short or no model could be loaded. Raises ListenError before anything is started."""
     exposed = check_exposure(settings)
     if exposed is not None:
         raise ListenError(exposed)
     sockets = bind(settings.server.host, settings.server.port)
     log.configure()
-    _raise_file_limit()
+    raise_file_limit()
     access_log = log.AccessLog(log.writer(sys.stdout))
     app = create_app(settings, access_log=access_log)
     port = sockets[0].getsockname()[1]
-    server = GatewayServer(settings, app, lambda: _announce(settings, port))
+    server = GatewayServer(settings, app, lambda: announce(settings, port))
     server.run(sockets=sockets)
     return 1 if server.force_exit or server.failed else 0
 
@@ -92,26 +95,47 @@ class GatewayServer(uvicorn.Server):
             self.failed = self.should_exit = True
         return await super().on_tick(counter)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's, after a moment in which nobody new is let in and everybody inside is served once more: it would
+        reset connections whose request is on its way."""
+        self.keep_out(sockets or [])
+        # Clients that send one request after the other end their connections themselves.
+        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        await asyncio.sleep(LAST_CALL_SECONDS)
+        await super().shutdown(sockets=sockets)
+
+    def keep_out(self, sockets: list[socket.socket]) -> None:
+        """Nobody new connects to `sockets` any more; they are closed in a moment."""
+        admit_no_more(sockets)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """uvicorn's own raises the signal again after a clean shutdown, which would end the process by the signal
         where an exit code of 0 is due."""
         loop = asyncio.get_running_loop()
-        signals = (signal.SIGINT, signal.SIGTERM)
-        for number in signals:
-            loop.add_signal_handler(number, self._on_signal)
+        handlers = self.handlers()
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
         try:
             yield
         finally:
-            for number in signals:
+            for number in handlers:
                 loop.remove_signal_handler(number)
+
+    def handlers(self) -> Mapping[signal.Signals, Callable[[], None]]:
+        """What a signal does while this serves."""
+        return {signal.SIGINT: self._on_signal, signal.SIGTERM: self._on_signal}
+
+    def drain(self) -> None:
+        """No new connections from the next tick on; returns at once, the running answers go on."""
+        self._app.readiness.draining = True
+        self.should_exit = True
 
     def _on_signal(self) -> None:
         if self.should_exit:
             self.force_exit = True
             return
-        self._app.readiness.draining = True
-        self.should_exit = True
+        self.drain()
         running = sum(upstream.in_flight for _, upstream in self._app.readiness.upstreams)
         logger.info(
             "stopping: %d answers are running and have %g s to finish; a second signal stops at once",
@@ -146,10 +170,33 @@ def bind(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
-def _listen(family: int, address: tuple[object, ...]) -> socket.socket:
+def bind_each(host: str, port: int, workers: int) -> list[list[socket.socket]]:
+    """`bind` once for each worker: the kernel spreads new connections over them. Raises ListenError.
+
+    Sockets of its own and not one for all: with one, a worker that wakes up takes every connection that waits.
+    """
+    first = bind(host, port)
+    try:
+        # Only now: a socket that allows sharing from the beginning would join those of a gateway that runs already.
+        for listener in first:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        others = [
+            [_listen(listener.family, listener.getsockname(), shared=True) for listener in first]
+            for _ in range(workers - 1)
+        ]
+    except OSError as error:
+        for listener in first:
+            listener.close()
+        raise ListenError(f"cannot listen on {host}:{port} with {workers} workers: {error.strerror}") from error
+    return [first, *others]
+
+
+def _listen(family: int, address: tuple[object, ...], *, shared: bool = False) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(address)
@@ -161,7 +208,7 @@ def _listen(family: int, address: tuple[object, ...]) -> socket.socket:
     return listener
 
 
-def _raise_file_limit() -> None:
+def raise_file_limit() -> None:
     """Two descriptors per stream: the usual soft limit of 1024 ends at 500 clients."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 65536 if hard == resource.RLIM_INFINITY else min(hard, 65536)
@@ -169,21 +216,24 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _announce(settings: Settings, port: int) -> None:
+def announce(settings: Settings, port: int, workers: int = 1) -> None:
+    """Says where it listens and what is served, and warns of what should be known about that."""
     host = settings.server.host
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
     url = f"http://{shown}:{port}"
     if sys.stderr.isatty():
-        sys.stderr.write(banner(settings, url))
+        sys.stderr.write(banner(settings, url, workers))
     else:
-        logger.info("listening on %s, models: %s", url, ", ".join(model.name for model in settings.models))
+        models = ", ".join(model.name for model in settings.models)
+        logger.info("listening on %s, models: %s%s", url, models, f", workers: {workers}" if workers > 1 else "")
     if settings.auth == "none" and not is_loopback(host):
         logger.warning("%s is reachable from other machines, and auth is none: whoever reaches it may use it", host)
 
 
-def banner(settings: Settings, url: str) -> str:
+def banner(settings: Settings, url: str, workers: int = 1) -> str:
     """What a person at a terminal reads first: where, what, and a command to try."""
-    lines = [f"Upshift {version('upshift')} listens on {url}/v1"]
+    also = f", with {workers} workers" if workers > 1 else ""
+    lines = [f"Upshift {version('upshift')} listens on {url}/v1{also}"]
     for model in settings.models:
         also = f"  (also {', '.join(model.aliases)})" if model.aliases else ""
         lines.append(f"  {model.name:<24} {model.gguf.source or model.gguf.openai}{also}")

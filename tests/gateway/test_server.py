@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -12,10 +13,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+import gateway.server
 from backends.base import BackendState
 from config.schema import GgufSettings, ModelSettings, ServerSettings, Settings
 from gateway.app import create_app
-from gateway.server import GatewayServer, ListenError, banner, bind, serve
+from gateway.server import GatewayServer, ListenError, banner, bind, bind_each, serve
+from tests.engine import wait_for
 from tests.fakes import FakeBackend, chat_events
 from tests.gateway.running import body, request
 
@@ -50,6 +53,45 @@ def test_localhost_listens_on_one_port_of_every_loopback_address() -> None:
             listener.close()
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_each_worker_gets_its_part_of_the_connections_on_every_address(host: str) -> None:
+    workers = bind_each(host, 0, 3)
+    clients = []
+    try:
+        assert len({listener.getsockname()[1] for mine in workers for listener in mine}) == 1
+        families = [[listener.family for listener in mine] for mine in workers]
+        assert families == [families[0]] * 3
+        for number in range(len(families[0])):
+            clients += [socket.create_connection(workers[0][number].getsockname()[:2]) for _ in range(64)]
+            accepted = [_accept_all(mine[number]) for mine in workers]
+            assert sum(accepted) == 64
+            assert 0 not in accepted
+    finally:
+        for opened in (*clients, *(listener for mine in workers for listener in mine)):
+            opened.close()
+
+
+def test_port_that_workers_share_is_taken_for_everybody_else() -> None:
+    workers = bind_each("127.0.0.1", 0, 2)
+    try:
+        port = workers[0][0].getsockname()[1]
+        for attempt in (lambda: bind("127.0.0.1", port), lambda: bind_each("127.0.0.1", port, 2)):
+            with pytest.raises(ListenError, match="--port"):
+                attempt()
+    finally:
+        for mine in workers:
+            mine[0].close()
+
+
+def _accept_all(listener: socket.socket) -> int:
+    for number in itertools.count():
+        try:
+            listener.accept()[0].close()
+        except BlockingIOError:
+            return number
+    raise AssertionError
+
+
 def test_banner_says_where_what_and_how() -> None:
     model = ModelSettings(name="m", aliases=("gpt-4o-mini",), gguf=GgufSettings(source="/x/m.gguf"))
     remote = ModelSettings(name="r", gguf=GgufSettings(openai="http://10.0.0.2:8080"))
@@ -61,6 +103,8 @@ def test_banner_says_where_what_and_how() -> None:
     assert "curl" in text
     payload = text.partition("-d '")[2].partition("'")[0]
     assert json.loads(payload)["model"] == "m"
+    assert "workers" not in text
+    assert "2 workers" in banner(Settings(models=(model,)), "http://127.0.0.1:8484", workers=2)
 
 
 @contextlib.asynccontextmanager
@@ -105,6 +149,23 @@ async def test_running_answers_finish_after_a_signal(number: signal.Signals) -> 
         idle_writer.close()
     assert not server.force_exit
     assert backend.finished == 1
+
+
+async def test_request_that_was_on_its_way_is_answered_after_the_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway.server, "LAST_CALL_SECONDS", 0.5)  # the machine may be busy
+    backend = FakeBackend()
+    async with running(backend, drain_seconds=10) as (server, port, task):
+        connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.to_thread(wait_for, lambda: (b"connection", b"close") in server.server_state.default_headers)
+        for reader, writer in connections:
+            writer.write(request(json.dumps(body()).encode()))
+            answer = await reader.read()
+            assert answer.startswith(b"HTTP/1.1 200")
+            assert b"connection: close" in answer
+            writer.close()
+        await task
+    assert backend.finished == 2
 
 
 async def test_answers_that_take_too_long_end_with_an_error_event() -> None:
