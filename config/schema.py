@@ -106,11 +106,14 @@ class ServerSettings(_Tree):
     port: Annotated[int, Field(strict=True, ge=0, le=65535)] = 8484
     """TCP port; 0 lets the system choose one."""
 
+    workers: Annotated[int, Field(strict=True, ge=1, le=256)] | Literal["auto"] = 1
+    """Processes that serve clients, each with an event loop of its own. `auto` is the number of usable cores."""
+
     allowed_hosts: tuple[HostName, ...] = Field(default=(), max_length=64)
     """Host names accepted on a loopback address besides loopback ones, for a reverse proxy that passes its own on."""
 
     max_connections: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 4096
-    """Client connections held at once; further ones are answered 503 and closed."""
+    """Client connections held at once; further ones are answered 503 and closed. Each worker has its equal share."""
 
     max_body_bytes: Annotated[int, Field(strict=True, ge=1024, le=1 << 30)] = 10 * 1024 * 1024
     """Largest request body."""

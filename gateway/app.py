@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from importlib.metadata import version
 
 from fastapi import FastAPI, Request, Response
@@ -36,6 +36,8 @@ from routing.errors import RoutingError
 from routing.router import Router
 from routing.upstream import Upstream, UpstreamPool
 
+Scrape = Callable[[], Awaitable[CollectorRegistry]]
+
 logger = logging.getLogger(__name__)
 
 
@@ -46,11 +48,14 @@ def create_app(
     access_log: AccessLog | None = None,
     limits: LimitStore | None = None,
     worker: int = 0,
+    share: Callable[[CollectorRegistry], Scrape] | None = None,
 ) -> DataPlane:
     """The whole gateway. Its lifespan starts and stops the backends; nothing runs before that.
 
     `access_log` gets one line per inference request; without it none are written. `limits` is shared by all workers,
-    of which this is number `worker`. Raises ConfigError for a keys file that cannot be used.
+    of which this is number `worker`. One of several workers gives `share`, which takes this application's numbers and
+    returns what /metrics shows: everybody's. It leaves it to the keeper of the engines to say when a model becomes
+    ready. Raises ConfigError for a keys file that cannot be used.
     """
     access_log = access_log or AccessLog(lambda _: None)
     upstreams = [(model, Upstream(make_backend(model))) for model in settings.models]
@@ -61,10 +66,11 @@ def create_app(
     for model, upstream in named:
         metrics.series(model, upstream.backend.name)
     registry = registry_for(GatewayCollector(metrics, lambda: named))
+    scrape = share(registry) if share is not None else None
     guard = HostGuard(settings.server.host, settings.server.allowed_hosts)
     limits = limits or LimitStore()
     authenticator = Authenticator(principals(settings, keys_of(settings), limits.slot_of))
-    control_plane = _control_plane(catalog, authenticator, readiness, registry, access_log)
+    control_plane = _control_plane(catalog, authenticator, readiness, registry, scrape, access_log)
     door = Door(guard, authenticator, RateLimiter(limits, worker))
     relay = Relay(settings.server, Router(catalog), Journal(metrics, access_log), door)
     return DataPlane(relay, guard, control_plane, readiness)
@@ -80,24 +86,26 @@ def _catalog(upstreams: Sequence[tuple[ModelSettings, Upstream]]) -> ModelCatalo
     )
 
 
-def _control_plane(
+def _control_plane(  # noqa: PLR0917 - the one call has the same names
     catalog: ModelCatalog,
     authenticator: Authenticator,
     readiness: health.Readiness,
     registry: CollectorRegistry,
+    scrape: Scrape | None,
     access_log: AccessLog,
 ) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         backends = [upstream.backend for _, upstream in readiness.upstreams]
-        announcer = asyncio.create_task(health.announce(readiness))
+        announcing = [asyncio.create_task(health.announce(readiness))] if scrape is None else []
         try:
             for backend in backends:
                 await backend.start()
             yield
         finally:
-            announcer.cancel()
-            await asyncio.gather(announcer, *(backend.stop() for backend in backends), return_exceptions=True)
+            for announcer in announcing:
+                announcer.cancel()
+            await asyncio.gather(*announcing, *(backend.stop() for backend in backends), return_exceptions=True)
             access_log.flush()
 
     # No schema and no documentation pages: they would describe the control plane to whoever asks.
@@ -108,7 +116,8 @@ def _control_plane(
     @app.get("/metrics")
     async def show_metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(registry), media_type=content_type)
+        shown = registry if scrape is None else await scrape()
+        return Response(encode(shown), media_type=content_type)
 
     app.add_exception_handler(HTTPException, _framework_error)
     for kind in (GatewayError, RoutingError, Exception):

@@ -198,8 +198,11 @@ class Call:
         else:
             self._chunked = True
             framing = b"transfer-encoding: chunked\r\n"
+        common = self._connection.common_headers()
+        if self._connection.ending:
+            self.keep_alive = False
         end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
-        self._head = b"".join((_STATUS_LINES[status], self._connection.common_headers(), headers, framing, end))
+        self._head = b"".join((_STATUS_LINES[status], common, headers, framing, end))
 
     def flush(self) -> None:
         """Sends the head now, where it would otherwise go with the first bytes behind it."""

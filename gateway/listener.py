@@ -35,6 +35,7 @@ MAX_PIPELINED = 8
 LINGER_SECONDS = 1.0
 
 _PATHS = {path.encode(): operation for path, operation in INFERENCE.items()}
+_CLOSE = (b"connection", b"close")
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
@@ -71,6 +72,7 @@ class ClientConnection(HttpToolsProtocol):
         self._running: RequestResponseCycle | Call | None = None
         self._read_bytes = 0
         self._common: tuple[object, bytes] = (None, b"")
+        self.ending = False
         # Per request: an upper bound of what has come of its head, and whether the rest is waited for.
         self._in_head = True
         self._head_bytes = 0
@@ -212,10 +214,12 @@ class ClientConnection(HttpToolsProtocol):
             self.deadline.expect(KEEP_ALIVE_SECONDS, self.transport.close)
 
     def common_headers(self) -> bytes:
-        """The header lines that every answer has: the Date, which uvicorn renews each second."""
+        """The header lines that every answer has: the Date, which uvicorn renews each second. Sets `ending` where the
+        server lets every connection end with its next answer."""
         headers = self.server_state.default_headers
         if self._common[0] is not headers:
-            self._common = headers, b"".join(b"%b: %b\r\n" % header for header in headers)
+            self.ending = _CLOSE in headers
+            self._common = headers, b"".join(b"%b: %b\r\n" % header for header in headers if header != _CLOSE)
         return self._common[1]
 
     @property

@@ -41,9 +41,7 @@ class ListenError(Exception):
 def serve(settings: Settings) -> int:
     """Serves in this process until SIGTERM or SIGINT; returns its exit code: 0 after a drain, 1 where a second signal
     cut it short or no model could be loaded. Raises ListenError before anything is started."""
-    exposed = check_exposure(settings)
-    if exposed is not None:
-        raise ListenError(exposed)
+    refuse_exposure(settings)
     sockets = bind(settings.server.host, settings.server.port)
     log.configure()
     raise_file_limit()
@@ -53,6 +51,13 @@ def serve(settings: Settings) -> int:
     server = GatewayServer(settings, app, lambda: announce(settings, port))
     server.run(sockets=sockets)
     return 1 if server.force_exit or server.failed else 0
+
+
+def refuse_exposure(settings: Settings) -> None:
+    """Raises ListenError where everybody on the network could use the models unasked."""
+    exposed = check_exposure(settings)
+    if exposed is not None:
+        raise ListenError(exposed)
 
 
 class GatewayServer(uvicorn.Server):

@@ -20,8 +20,16 @@ if TYPE_CHECKING:
 @click.option(
     "--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 lets the system choose. [default: 8484]"
 )
+@click.option("--workers", metavar="N", help="Processes that serve clients; `auto`: one per usable core. [default: 1]")
 @click.option("--auth", metavar="KEYS.yaml|none", help="API keys of the clients, or the word none.")
-def serve(file: Path | None, chosen: tuple[str, ...], host: str | None, port: int | None, auth: str | None) -> int:
+def serve(  # noqa: PLR0917 - click gives them by name
+    file: Path | None,
+    chosen: tuple[str, ...],
+    host: str | None,
+    port: int | None,
+    workers: str | None,
+    auth: str | None,
+) -> int:
     """Serve models under one OpenAI base URL.
 
     Without --config and --model it serves the bundled demo model. --model replaces the models of the file.
@@ -38,7 +46,7 @@ def serve(file: Path | None, chosen: tuple[str, ...], host: str | None, port: in
     from gateway.auth import check_keys  # noqa: PLC0415
 
     try:
-        settings = load(file, overrides=_overrides(chosen, host, port, auth)).settings
+        settings = load(file, overrides=_overrides(chosen, host, port, workers, auth)).settings
         check_keys(settings)
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
@@ -46,15 +54,18 @@ def serve(file: Path | None, chosen: tuple[str, ...], host: str | None, port: in
         models.check_source(model.gguf.source)
 
     from gateway.server import ListenError  # noqa: PLC0415
-    from gateway.server import serve as run_server  # noqa: PLC0415
+    from gateway.workers.start import serve as run_gateway  # noqa: PLC0415
 
     try:
-        return run_server(settings)
+        return run_gateway(settings)
     except ListenError as error:
         raise click.ClickException(str(error)) from error
 
 
-def _overrides(chosen: tuple[str, ...], host: str | None, port: int | None, auth: str | None) -> list[Override]:
+def _overrides(
+    chosen: tuple[str, ...], host: str | None, port: int | None, workers: str | None, auth: str | None
+) -> list[Override]:
+    from config.document import scalar  # noqa: PLC0415
     from config.load import Override, absolute_path  # noqa: PLC0415
 
     found = []
@@ -66,6 +77,8 @@ def _overrides(chosen: tuple[str, ...], host: str | None, port: int | None, auth
         found.append(Override(("server", "host"), host, "--host"))
     if port is not None:
         found.append(Override(("server", "port"), port, "--port"))
+    if workers is not None:
+        found.append(Override(("server", "workers"), scalar(workers), "--workers"))
     if auth is not None:
         value = auth if auth == "none" else {"keys_file": absolute_path(auth, Path.cwd())}
         found.append(Override(("auth",), value, "--auth"))

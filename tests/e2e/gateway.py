@@ -18,12 +18,13 @@ START_SECONDS = 60
 
 
 class GatewayUnderTest:
-    """A running gateway: its base URL, its process, and a look at its engine."""
+    """A running gateway: its base URL, its process, its two logs, and a look at its engine."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str], url: str, log: Path, access_log: Path) -> None:
         self.process = process
         self.url = url
         self.log = log
+        self.access_log = access_log
         self.http = httpx.Client(base_url=url, timeout=60)
 
     def ready(self) -> bool:
@@ -49,9 +50,9 @@ class GatewayUnderTest:
             return metric(client.get("http://engine/metrics").text, f"upshift_engine_{name}")
 
 
-def engines_below(parent: int) -> list[int]:
-    """Pids of engine processes that `parent` started."""
-    found = []
+def children_of(parent: int) -> dict[int, list[bytes]]:
+    """Pid and command line of every process that `parent` started and that lives."""
+    found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and is_alive(int(entry.name)):
             try:
@@ -59,9 +60,16 @@ def engines_below(parent: int) -> list[int]:
                 words = (entry / "cmdline").read_bytes().split(b"\0")
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if ppid == parent and b"engine" in words:
-                found.append(int(entry.name))
+            if ppid == parent:
+                found[int(entry.name)] = words
     return found
+
+
+def engines_below(parent: int) -> list[int]:
+    """Pids of engine processes that `parent`, or a child of it, started."""
+    children = children_of(parent)
+    engines = [pid for pid, words in children.items() if b"engine" in words]
+    return engines + [engine for pid in children if pid not in engines for engine in engines_below(pid)]
 
 
 @contextmanager
@@ -69,16 +77,16 @@ def running_gateway(folder: Path, config: str) -> Iterator[GatewayUnderTest]:
     """Starts `upshift serve` with `config` (YAML) on a free port; ends it with SIGTERM and expects exit code 0."""
     file = folder / "upshift.yaml"
     file.write_text(config)
-    log = folder / "gateway.log"
-    with log.open("w") as errors:
+    log, access_log = folder / "gateway.log", folder / "access.log"
+    with log.open("w") as errors, access_log.open("w") as lines:
         process = subprocess.Popen(
             [sys.executable, "-m", "gateway.cli", "serve", "--config", str(file), "--port", "0"],
-            stdout=subprocess.DEVNULL,
+            stdout=lines,
             stderr=errors,
             text=True,
         )
     try:
-        gateway = GatewayUnderTest(process, listening_url(process, log), log)
+        gateway = GatewayUnderTest(process, listening_url(process, log), log, access_log)
         yield gateway
         gateway.http.close()
     finally:

@@ -43,6 +43,8 @@ def test_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) -> Non
     [
         (["nonsense"], 2, "No such command 'nonsense'"),
         (["serve", "--port", "many"], 2, "'many' is not a valid integer"),
+        (["serve", "--workers", "0"], 1, "server.workers: should be greater than or equal to 1 or should be 'auto'"),
+        (["serve", "--workers", "many"], 1, "should be a whole number or should be 'auto' (from --workers)"),
         (["serve", "--model", "./nothing.gguf"], 1, "there is no file"),
         (["serve", "--model", "a="], 2, "no path after"),
         (

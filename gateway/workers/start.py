@@ -1,0 +1,58 @@
+"""Serves a configuration in as many processes as it asks for. What all of them share is made here, before the fork.
+
+Neighbours: cli/serve.py (the caller), gateway/server.py (one process), supervisor.py (more than one).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+
+import uvloop
+
+from backends.engine import GgufBackend
+from backends.factory import create_backend
+from backends.hardware import detect
+from config.schema import Settings
+from gateway import log, server
+from gateway.ratelimit_store import LimitStore
+from gateway.workers.keeper import Keeper
+from gateway.workers.supervisor import Supervisor
+from gateway.workers.worker import Place, run_worker
+
+
+def serve(settings: Settings) -> int:
+    """Serves until SIGTERM or SIGINT; returns the process's exit code as `server.serve` does. Raises ListenError before
+    anything is started."""
+    workers = detect().usable_cores if settings.server.workers == "auto" else settings.server.workers
+    return server.serve(settings) if workers == 1 else _serve_with(settings, workers)
+
+
+def _serve_with(settings: Settings, workers: int) -> int:
+    server.refuse_exposure(settings)
+    listeners = server.bind_each(settings.server.host, settings.server.port, workers)
+    port = listeners[0][0].getsockname()[1]
+    log.configure()
+    server.raise_file_limit()
+    limits = LimitStore(workers=workers)
+
+    def keep(control: socket.socket) -> int:
+        backends = {model.name: create_backend(model) for model in settings.models}
+        engines = {name: backend for name, backend in backends.items() if isinstance(backend, GgufBackend)}
+        keeper = Keeper(
+            engines,
+            workers,
+            lambda: server.announce(settings, port, workers),
+            needed=len(engines) == len(backends),
+        )
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(keeper.run(control))
+
+    def work(index: int, mine: Sequence[socket.socket], channel: socket.socket) -> int:
+        return run_worker(settings, Place(index, workers, limits), mine, channel)
+
+    supervisor = Supervisor(
+        listeners, keep=keep, work=work, lost=limits.forget_worker, drain_seconds=settings.server.drain_seconds
+    )
+    return supervisor.run()

@@ -1,0 +1,183 @@
+"""The keeper with fake engines and the workers' links, in one event loop, over the sockets that they have in real."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter
+
+from backends.base import BackendState, InferenceRequest, Operation
+from backends.borrowed import BorrowedEngine
+from backends.engine import GgufBackend
+from backends.errors import BackendLoading, BackendUnavailable
+from backends.process import EngineProcess
+from config.schema import GgufSettings, ModelSettings
+from gateway.workers.keeper import Keeper
+from gateway.workers.link import KeeperGone, Link
+from gateway.workers.supervisor import HOPELESS
+from tests.backends.supervised import LIMIT_SECONDS, TIMING, fake_argv, is_gone
+
+MODEL = ModelSettings(name="m", gguf=GgufSettings(source="demo"))
+REQUEST = InferenceRequest(Operation.CHAT, "m", b'{"model": "m"}', False, "request-1")
+
+
+@dataclass
+class Kept:
+    """A running keeper. `task` ends with its exit code."""
+
+    process: EngineProcess
+    control: socket.socket
+    task: asyncio.Task[int]
+    serving: asyncio.Event
+    listening: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def link(self, index: int) -> Link:
+        """What a new worker of that index has."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            socket.send_fds(self.control, [b"%d" % index], [ours.fileno()])
+        link = await Link.open(theirs)
+        self.listening.append(asyncio.create_task(link.listen()))
+        return link
+
+    async def end(self) -> int:
+        self.control.close()
+        code = await self.task
+        await asyncio.gather(*self.listening)
+        return code
+
+
+@asynccontextmanager
+async def keeper(*modes: str) -> AsyncIterator[Kept]:
+    process = EngineProcess("m", lambda path: fake_argv(path, *modes), timing=TIMING)
+    control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    serving = asyncio.Event()
+    kept = Keeper({"m": GgufBackend(process)}, 2, serving.set)
+    async with asyncio.timeout(LIMIT_SECONDS):
+        with theirs:
+            running = Kept(process, control, asyncio.create_task(kept.run(theirs)), serving)
+            yield running
+            await running.end()
+
+
+def borrowed(link: Link) -> BorrowedEngine:
+    """The engine as this worker sees it."""
+    backend = link.backend(MODEL)
+    assert isinstance(backend, BorrowedEngine)
+    return backend
+
+
+def is_ready(engine: BorrowedEngine) -> bool:
+    return engine.state is BackendState.READY
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Polls: what an engine is becomes known without an event."""
+    while not condition():  # noqa: ASYNC110 - as said
+        await asyncio.sleep(0.001)
+
+
+async def test_every_worker_calls_the_one_engine() -> None:
+    async with keeper() as kept:
+        engines = [borrowed(await kept.link(index)) for index in range(2)]
+        for engine in engines:
+            await until(partial(is_ready, engine))
+            response = await engine.send(REQUEST)
+            assert b"".join([chunk async for chunk in response.chunks]) == b'{"ok": true}'
+            await response.aclose()
+            await engine.stop()
+        pid = kept.process.pid
+        assert pid is not None
+        assert await kept.end() == 0
+        assert is_gone(pid)
+
+
+async def test_workers_are_told_how_far_an_engine_is_and_why_it_ended() -> None:
+    async with keeper("loading") as kept:
+        engine = borrowed(await kept.link(0))
+        await until(lambda: engine.progress == 0.42)
+        with pytest.raises(BackendLoading) as caught:
+            await engine.send(REQUEST)
+        assert caught.value.progress == 0.42
+        assert kept.process.pid is not None
+        os.kill(kept.process.pid, signal.SIGKILL)
+        await until(lambda: engine.state is BackendState.FAILED)
+        with pytest.raises(BackendUnavailable, match="SIGKILL"):
+            await engine.send(REQUEST)
+        # One that comes later knows it from the beginning.
+        assert borrowed(await kept.link(1)).failure == engine.failure
+        await engine.stop()
+
+
+async def test_total_is_of_all_workers_whoever_asks() -> None:
+    async with keeper() as kept:
+        links = [await kept.link(index) for index in range(2)]
+        for number, link in enumerate(links, start=1):
+            registry = CollectorRegistry()
+            Counter("asked", "Asked.", registry=registry).inc(number)
+            link.share(registry)
+        for link in links:
+            shown = await link.total()
+            assert shown.get_sample_value("asked_total") == 3
+            cpu = shown.get_sample_value("process_cpu_seconds_total")
+            assert cpu, "the keeper counts as well"
+
+
+async def test_numbers_that_a_worker_leaves_are_kept() -> None:
+    async with keeper() as kept:
+        leaving, staying = [await kept.link(index) for index in range(2)]
+        registry = CollectorRegistry()
+        Counter("asked", "Asked.", registry=registry).inc(7)
+        leaving.share(registry)
+        leaving.send_numbers()
+        kept.listening[0].cancel()
+        await asyncio.wait(kept.listening[:1])
+        del kept.listening[0]
+        assert (await staying.total()).get_sample_value("asked_total") == 7
+
+
+async def test_serving_is_said_once_when_every_worker_does() -> None:
+    async with keeper() as kept:
+        links = [await kept.link(index) for index in range(2)]
+        links[0].serving()
+        await links[0].total()  # has crossed by now
+        assert not kept.serving.is_set()
+        links[1].serving()
+        await links[1].total()
+        assert kept.serving.is_set()
+        kept.serving.clear()
+        links[1].serving()
+        await links[1].total()
+        assert not kept.serving.is_set()
+
+
+async def test_keeper_without_a_model_that_loads_ends() -> None:
+    async with keeper("fail=1") as kept:
+        assert await kept.task == HOPELESS
+
+
+async def test_without_its_keeper_a_worker_has_no_engine_and_no_totals() -> None:
+    async with keeper() as kept:
+        link = await kept.link(0)
+        engine = borrowed(link)
+        await until(partial(is_ready, engine))
+        await kept.end()
+        with pytest.raises(BackendUnavailable, match="keeper"):
+            await engine.send(REQUEST)
+        with pytest.raises(KeeperGone):
+            await link.total()
+
+
+async def test_link_without_a_keeper_is_not_opened() -> None:
+    ours, theirs = socket.socketpair()
+    ours.close()
+    with pytest.raises(KeeperGone):
+        await Link.open(theirs)
