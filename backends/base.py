@@ -57,13 +57,15 @@ class Usage:
 class BackendResponse:
     """A response whose status and headers have arrived. Owns the upstream connection: `aclose()` must be awaited, which
     returns or aborts it (an abort stops the engine's computing). `chunks` yields body bytes as they were read;
-    `content_bytes` is how many were announced, None where the engine did not say. Its other headers end here."""
+    `content_bytes` is how many were announced, None where the engine did not say. Its other headers end here. A body
+    that came whole with the headers is in `body`, and in no chunk."""
 
     status: int
     content_type: bytes
     content_bytes: int | None
     chunks: AsyncIterator[bytes]
     close: Callable[[], Awaitable[None]] = field(repr=False)
+    body: bytes | None = None
 
     async def aclose(self) -> None:
         """Idempotent. Afterwards nothing of the request is left, neither here nor in the engine."""

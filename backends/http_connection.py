@@ -68,6 +68,15 @@ class HttpResponse:
         self._connection.resume()
         return chunk
 
+    def whole(self) -> bytes | None:
+        """The whole body if it is here already; None if more is to come. Nothing is left for `chunks` then."""
+        if not self.complete or self.failure is not None:
+            return None
+        body = self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+        self.parts.clear()
+        self.held_bytes = 0
+        return body
+
     async def read(self, max_bytes: int) -> bytes:
         """The rest of the body, or its first `max_bytes`. Raises what `chunks` raises."""
         body = bytearray()

@@ -64,8 +64,8 @@ class OpenAIBackend:
             try:
                 fields = dict(response.headers)
                 if response.status != 200:
-                    body = await response.read(MAX_ERROR_BODY_BYTES)
-                    raise _error(response.status, fields.get(b"retry-after", b""), body)
+                    refusal = await response.read(MAX_ERROR_BODY_BYTES)
+                    raise _error(response.status, fields.get(b"retry-after", b""), refusal)
                 content_type = fields.get(b"content-type", b"")
                 _check(content_type, fields.get(b"content-encoding"))
             except BaseException:
@@ -76,7 +76,8 @@ class OpenAIBackend:
             raise
         length = fields.get(b"content-length")
         content_bytes = None if length is None else int(length)
-        return BackendResponse(200, content_type, content_bytes, response.chunks, response.aclose)
+        body = None if request.stream else response.whole()
+        return BackendResponse(200, content_type, content_bytes, response.chunks, response.aclose, body)
 
 
 def _end_to_end(headers: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, bytes]]:

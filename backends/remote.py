@@ -5,7 +5,9 @@ Neighbours: openai.py (calls it), http.py (the connections), factory.py (builds 
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from math import inf
+from typing import Any
 
 from backends.base import BackendResponse, BackendState, InferenceRequest
 from backends.http import HttpClient
@@ -23,9 +25,9 @@ class RemoteBackend:
         self._client = HttpClient(address, response_timeout_seconds=inf, idle_timeout_seconds=inf)
         self._calls = OpenAIBackend(name, self._client, state=lambda: self.state)
 
-    async def send(self, request: InferenceRequest) -> BackendResponse:
+    def send(self, request: InferenceRequest) -> Coroutine[Any, Any, BackendResponse]:
         """As the protocol says; after `stop` it raises BackendUnavailable."""
-        return await self._calls.send(request)
+        return self._calls.send(request)
 
     async def start(self) -> None:
         """Calls may come; nothing is sent yet."""

@@ -139,14 +139,16 @@ class Call:
         self._task = asyncio.current_task()
         self._connection.flow.resume_reading()
 
-    async def read_body(self, max_bytes: int) -> bytes | None:
-        """The whole body; None as soon as it is longer than `max_bytes`, whatever Content-Length said. Raises
-        ClientGone."""
-        if self.more_body and not self._size and _expects_continue(self.headers):
+    async def whole_body(self, max_bytes: int) -> None:
+        """Returns when the body is complete, longer than `max_bytes` (whatever Content-Length said) or cut off."""
+        if not self._size and _expects_continue(self.headers):
             self._connection.transport.write(_CONTINUE)
         self._limit = max_bytes
         while self.more_body and self._size <= max_bytes and not self.disconnected:
             await self._change()
+
+    def take_body(self, max_bytes: int) -> bytes | None:
+        """The body, None if it is longer than `max_bytes`. Raises ClientGone."""
         if self.disconnected:
             raise self._gone()
         if self._size > max_bytes:

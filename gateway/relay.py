@@ -65,7 +65,6 @@ class Relay:
         exchange = _Exchange(self._settings, record, call)
         try:
             try:
-                self._door.guard.check(call.headers, call.http_version)
                 await exchange.run(self._door, self._router, headers)
             except asyncio.CancelledError:
                 record.error = call.recover() or ShuttingDown("The gateway is shutting down.")
@@ -111,14 +110,17 @@ class _Exchange:
 
     async def run(self, door: Door, router: Router, headers: Headers) -> None:
         """Raises what went wrong; returns when the whole answer has been handed to the connection."""
-        record = self.record
-        if len(headers) != len(self._call.headers):
-            check_repeated(self._call.headers)
+        record, call = self.record, self._call
+        repeated = len(headers) != len(call.headers)
+        if repeated or not door.guard.passes(headers):
+            door.guard.check(call.headers, call.http_version)
+        if repeated:
+            check_repeated(call.headers)
         principal = door.authenticator.principal(headers)
         record.key = principal.name
         request = await self._read(headers)
         arrived = perf_counter()
-        self._call.expect(self._settings.response_timeout_seconds, self._too_late)
+        call.expect(self._settings.response_timeout_seconds, self._too_late)
         record.stage = "waiting"
         record.stream = request.stream
         record.model = model = router.catalog.resolve(request.model).model
@@ -157,7 +159,8 @@ class _Exchange:
         call, record = self._call, self.record
         if call.more_body:
             call.expect(self._settings.body_timeout_seconds, _body_too_late)
-        body = await call.read_body(limit)
+            await call.whole_body(limit)
+        body = call.take_body(limit)
         if body is None:
             raise intake.too_large(limit)
         record.bytes_in = len(body)
@@ -221,6 +224,9 @@ class _Exchange:
     async def _whole(self, response: BackendResponse, sniffer: UsageSniffer) -> bytes:
         """Holds one chunk back until the next has come: an answer of one chunk is either whole or a clean error."""
         record, call = self.record, self._call
+        if response.body is not None:
+            sniffer.feed(response.body)
+            return self._one_piece(response, response.body)
         held = b""
         started = False
         async for chunk in response.chunks:
@@ -239,11 +245,16 @@ class _Exchange:
                     call.progress()
             held = chunk
         if not started:
-            arrived = perf_counter()
-            self._start(response, b"", len(held))
-            self._note_first_byte(arrived)
+            return self._one_piece(response, held)
         record.bytes_out += len(held)
         return held
+
+    def _one_piece(self, response: BackendResponse, body: bytes) -> bytes:
+        arrived = perf_counter()
+        self._start(response, b"", len(body))
+        self._note_first_byte(arrived)
+        self.record.bytes_out += len(body)
+        return body
 
     def _note_first_byte(self, arrived: float) -> None:
         self.record.first_byte = now = perf_counter()

@@ -106,7 +106,11 @@ JSON = st.recursive(
 
 
 @settings(max_examples=50)
-@given(st.dictionaries(st.text(max_size=8).filter(lambda key: key.lower() not in ("model", "stream")), JSON))
+@given(
+    st.dictionaries(
+        st.text(max_size=8).filter(lambda key: key.lower() not in ("model", "stream", "n", "best_of")), JSON
+    )
+)
 def test_every_json_object_with_a_model_passes(fields: dict[str, Any]) -> None:
     body = json.dumps({"model": "m", **fields}, ensure_ascii=False)
     assert chat(body.encode()).model == "m"
