@@ -49,6 +49,11 @@ def _usage(usage: Usage) -> dict[str, Any]:
     }
 
 
+async def body_of(response: BackendResponse) -> bytes:
+    """The whole body, whether it came with the headers or behind them."""
+    return (response.body or b"") + b"".join([chunk async for chunk in response.chunks])
+
+
 class FakeBackend:
     """A Backend that plays `before` (ahead of its headers) and `script` (the body) for every request.
 

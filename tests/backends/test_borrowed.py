@@ -9,6 +9,7 @@ from backends.borrowed import BorrowedEngine
 from backends.errors import BackendError, BackendLoading, BackendUnavailable
 from backends.lifecycle import EngineStatus
 from tests.backends.supervised import LIMIT_SECONDS, Make, ask
+from tests.fakes import body_of
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 
@@ -26,7 +27,7 @@ async def test_engine_of_somebody_else_answers_and_outlives_its_borrower(make: M
     borrowed.tell(process.status)
     assert (borrowed.name, borrowed.state, borrowed.progress, borrowed.failure) == ("gguf", BackendState.READY, 1.0, "")
     response = await borrowed.send(REQUEST)
-    assert b"".join([chunk async for chunk in response.chunks]) == b'{"ok": true}'
+    assert await body_of(response) == b'{"ok": true}'
     await response.aclose()
     await borrowed.stop()
     await borrowed.stop()

@@ -15,6 +15,7 @@ from backends.errors import BackendLoading, BackendProtocolError, BackendUnavail
 from backends.process import EngineProcess
 from tests.backends.fake_engine import EVENT
 from tests.backends.supervised import LIMIT_SECONDS, TIMING, Pauses, fake_argv
+from tests.fakes import body_of
 
 Make = Callable[..., tuple[GgufBackend, EngineProcess, Pauses]]
 
@@ -43,7 +44,7 @@ def _request(*, stream: bool = False) -> InferenceRequest:
 
 async def _body(response: BackendResponse) -> bytes:
     try:
-        return b"".join([chunk async for chunk in response.chunks])
+        return await body_of(response)
     finally:
         await response.aclose()
 

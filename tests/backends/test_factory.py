@@ -11,6 +11,7 @@ from backends.errors import BackendUnavailable, EngineStartFailed
 from backends.factory import create_backend
 from config.schema import GgufSettings, ModelSettings
 from tests.backends.peer import answer, says, serve
+from tests.fakes import body_of
 
 
 def engine_for(model: ModelSettings) -> GgufBackend:
@@ -35,7 +36,7 @@ async def test_endpoint_gets_the_body_unchanged_and_is_let_go_of_at_the_end() ->
         assert (backend.state, peer.connections) == (BackendState.READY, 0)
         request = InferenceRequest(Operation.CHAT, "far", b'{"model" : "far"}', False, "request-1")
         response = await backend.send(request)
-        assert b"".join([chunk async for chunk in response.chunks]) == b'{"ok": true}'
+        assert await body_of(response) == b'{"ok": true}'
         await response.aclose()
         await backend.stop()
         await backend.stop()
@@ -73,7 +74,7 @@ async def test_real_engine_answers_to_name_and_alias_and_ends(tiny_model: Path) 
         for name in ("tiny", "alias"):
             body = b'{"model": "%b", "prompt": "a", "max_tokens": 2}' % name.encode()
             response = await backend.send(InferenceRequest(Operation.COMPLETION, name, body, False, "request-1"))
-            assert b'"completion_tokens"' in b"".join([chunk async for chunk in response.chunks])
+            assert b'"completion_tokens"' in await body_of(response)
             await response.aclose()
     finally:
         await backend.stop()

@@ -18,6 +18,7 @@ from backends.errors import (
 from backends.http import HttpClient
 from backends.openai import OpenAIBackend
 from tests.backends.peer import Script, Talk, answer, says, says_and_closes, serve
+from tests.fakes import body_of
 
 JSON = b"content-type: application/json"
 REQUEST = InferenceRequest(Operation.CHAT, "demo", b'{"model":"demo"}', False, "req-1")
@@ -27,9 +28,9 @@ def backend_for(client: HttpClient) -> OpenAIBackend:
     return OpenAIBackend("engine", client, state=lambda: BackendState.READY)
 
 
-async def body_of(response: BackendResponse) -> bytes:
+async def closed_body(response: BackendResponse) -> bytes:
     try:
-        return b"".join([chunk async for chunk in response.chunks])
+        return await body_of(response)
     finally:
         await response.aclose()
 
@@ -57,7 +58,7 @@ async def test_body_goes_to_the_operations_path_as_it_is(operation: Operation, p
     async with serve(script) as peer:
         client = HttpClient(peer.address)
         response = await backend_for(client).send(REQUEST._replace(operation=operation, body=b' {"model" : "demo"}\n'))
-        head, _, body = (await body_of(response)).partition(b"\r\n\r\n")
+        head, _, body = (await closed_body(response)).partition(b"\r\n\r\n")
         assert body == b' {"model" : "demo"}\n'
         assert head.decode().split("\r\n") == [
             f"POST {path} HTTP/1.1",
@@ -79,7 +80,7 @@ async def test_only_end_to_end_headers_are_forwarded() -> None:
     async with serve(script) as peer:
         client = HttpClient(peer.address)
         request = REQUEST._replace(headers=(*headers, (b"traceparent", b"00-1")))
-        lines = (await body_of(await backend_for(client).send(request))).rstrip().split(b"\r\n")[1:]
+        lines = (await closed_body(await backend_for(client).send(request))).rstrip().split(b"\r\n")[1:]
         assert lines == [
             b"host: localhost",
             b"content-type: application/json",
@@ -96,7 +97,7 @@ async def test_of_the_headers_type_and_length_are_kept() -> None:
         client = HttpClient(peer.address)
         response = await backend_for(client).send(REQUEST)
         assert (response.content_type, response.content_bytes) == (b"application/json", 2)
-        assert (response.status, await body_of(response)) == (200, b"{}")
+        assert (response.status, await closed_body(response)) == (200, b"{}")
         await client.aclose()
 
 
@@ -256,7 +257,7 @@ async def test_refused_request_leaves_the_connection_usable() -> None:
         client = HttpClient(peer.address)
         with pytest.raises(BackendOverloaded):
             await backend_for(client).send(REQUEST)
-        assert await body_of(await backend_for(client).send(REQUEST)) == b"{}"
+        assert await closed_body(await backend_for(client).send(REQUEST)) == b"{}"
         assert peer.connections == 1
         await client.aclose()
 

@@ -10,7 +10,7 @@ from routing.catalog import CatalogEntry, ModelCatalog
 from routing.errors import ModelNotFound
 from routing.router import Router
 from routing.upstream import Upstream, UpstreamPool
-from tests.fakes import FakeBackend, chat_body
+from tests.fakes import FakeBackend, body_of, chat_body
 
 
 def _request(model: str = "demo", *, stream: bool = False) -> InferenceRequest:
@@ -24,7 +24,7 @@ def _router(backend: FakeBackend) -> tuple[Router, Upstream]:
 
 
 async def _body(response: BackendResponse) -> bytes:
-    return b"".join([chunk async for chunk in response.chunks])
+    return await body_of(response)
 
 
 @pytest.mark.parametrize("name", ["demo", "alias"])

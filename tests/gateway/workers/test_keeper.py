@@ -24,6 +24,7 @@ from gateway.workers.keeper import Keeper
 from gateway.workers.link import KeeperGone, Link
 from gateway.workers.supervisor import HOPELESS
 from tests.backends.supervised import LIMIT_SECONDS, TIMING, fake_argv, is_gone
+from tests.fakes import body_of
 
 MODEL = ModelSettings(name="m", gguf=GgufSettings(source="demo"))
 REQUEST = InferenceRequest(Operation.CHAT, "m", b'{"model": "m"}', False, "request-1")
@@ -91,7 +92,7 @@ async def test_every_worker_calls_the_one_engine() -> None:
         for engine in engines:
             await until(partial(is_ready, engine))
             response = await engine.send(REQUEST)
-            assert b"".join([chunk async for chunk in response.chunks]) == b'{"ok": true}'
+            assert await body_of(response) == b'{"ok": true}'
             await response.aclose()
             await engine.stop()
         pid = kept.process.pid
