@@ -1,105 +1,46 @@
-"""One connection of the HTTP client, and the response that is being read from it.
+"""One connection of the HTTP client: sends a request, finds the frames of its answer.
 
-httptools (llhttp, strict) finds the frames; whole reads are handed on, and a reader that is slow stops the transport.
-Neighbours: http.py (the pool, the only user).
+httptools (llhttp, strict) parses; what it would let pass and nobody should send is refused here. Whole reads are
+handed on, and a slow reader stops the transport. Neighbours: http_response.py (what is read), http_pool.py (the owner).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+import os
+from collections.abc import Callable
 from math import inf
 from typing import cast
 
 import httptools
 
 from backends.errors import BackendError, BackendProtocolError, BackendTimeout
+from backends.http_response import HttpResponse
 
 # Bytes of a body that may wait for their reader before the transport is paused; one more read can come on top.
 HIGH_WATER_BYTES = 256 * 1024
 # What one piece costs on top of its bytes, so that a body in tiny chunks is bounded as well.
 _PART_BYTES = 48
-_FRAMED = frozenset((b"content-length", b"transfer-encoding"))
+# A request's body is handed to the transport in slices of this size, as fast as the server takes them.
+_SLICE_BYTES = 256 * 1024
 MAX_HEADERS = 128
 MAX_HEAD_BYTES = 64 * 1024
+_HTTP_1_1, _HTTP_1_0 = b"HTTP/1.1 ", b"HTTP/1.0 "
+_FRAMING = frozenset((b"content-length", b"transfer-encoding"))
+_BODILESS = frozenset((204, 304))
+
+
+_TOO_LONG = f"More than {MAX_HEAD_BYTES} bytes of headers."
 
 
 class NoAnswer(BackendProtocolError):
     """The connection ended before one byte of the response: on a reused one, the request may be sent again."""
 
 
-class HttpResponse:
-    """A response whose status and headers (names in lower case) have arrived; its body comes through `chunks`.
-    Owns its connection until `aclose()`, which must be awaited."""
-
-    __slots__ = ("_connection", "complete", "failure", "headers", "held_bytes", "parts", "status", "waiter")
-
-    def __init__(self, connection: Connection) -> None:
-        self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
-        # What the connection has put here for the reader.
-        self.parts: list[bytes] = []
-        self.held_bytes = 0
-        self.complete = False
-        self.failure: BackendError | None = None
-        self.waiter: asyncio.Future[None] | None = None
-        self._connection = connection
-
-    @property
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body, without transfer coding, in pieces as large as they were read. Raises BackendProtocolError where it
-        was cut short, BackendTimeout where nothing came for too long; everything read before that is yielded first."""
-        return self
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        parts = self.parts
-        while not parts:
-            if self.failure is not None:
-                raise self.failure
-            if self.complete:
-                raise StopAsyncIteration
-            await self._connection.wait(self)
-        chunk = parts[0] if len(parts) == 1 else b"".join(parts)
-        parts.clear()
-        self.held_bytes = 0
-        self._connection.resume()
-        return chunk
-
-    def whole(self) -> bytes | None:
-        """The whole body if it is here already; None if more is to come. Nothing is left for `chunks` then."""
-        if not self.complete or self.failure is not None:
-            return None
-        body = self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
-        self.parts.clear()
-        self.held_bytes = 0
-        return body
-
-    async def read(self, max_bytes: int) -> bytes:
-        """The rest of the body, or its first `max_bytes`. Raises what `chunks` raises."""
-        body = bytearray()
-        async for chunk in self:
-            body += chunk
-            if len(body) >= max_bytes:
-                break
-        return bytes(body[:max_bytes])
-
-    async def aclose(self) -> None:
-        """Gives the connection back if the whole body has arrived, else closes it, which tells the server to stop.
-        Idempotent."""
-        self._connection.release(self)
-
-    def wake(self) -> None:
-        """Lets a reader look at the new state of things."""
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
-
-
 class Connection(asyncio.Protocol):
     """One exchange at a time. `deadline` is the loop time when `expire()` is due; `on_free` is told when it may be used
-    again, `on_lost` when it is gone."""
+    again, `on_lost` when it is gone. `used` tells whether it has served an exchange."""
 
     def __init__(
         self,
@@ -113,45 +54,55 @@ class Connection(asyncio.Protocol):
         self.loop = loop
         self.deadline = inf
         self.lost = False
+        self.used = False
         self._on_free = on_free
         self._on_lost = on_lost
         self._response_timeout_seconds = response_timeout_seconds
         self._idle_timeout_seconds = idle_timeout_seconds
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport
+        self._writing_paused = False
+        self.reading_paused = False
         # Per exchange
         self._response: HttpResponse | None = None
-        self._answered = False
+        self._unsent = memoryview(b"")
+        self._start = b""  # of the answer, as far as it says which protocol this is
         self._interim = False
+        self._interims = False
+        self._framed = False
         self._reusable = False
-        self._paused = False
-        self._head_bytes = 0
         self._idle_bytes = 0
+        self._read_bytes = 0
 
     async def exchange(self, head: bytes, body: bytes) -> HttpResponse:
         """Sends one request and returns its response once the headers are there; raises as HttpClient.request does."""
-        if self.lost or self._transport.is_closing():
+        transport = self._transport
+        if self.lost or transport.is_closing():
             raise NoAnswer("The connection was closed at once.")
         response = self._response = HttpResponse(self)
-        self._answered = self._reusable = False
-        self._head_bytes = self._idle_bytes = 0
-        self._transport.write(head)
+        self._start = b""
+        self._interims = self._framed = self._reusable = False
+        self._idle_bytes = 0
+        transport.write(head)
         if body:
-            self._transport.write(body)
+            self._unsent = memoryview(body)
+            self._send_on()
         try:
             while not response.status:
                 if response.failure is not None:
                     raise response.failure
-                await self.wait(response)
+                self.deadline = self.loop.time() + self._response_timeout_seconds
+                response.waiter = self.loop.create_future()
+                await response.waiter
         except BaseException:
             self.release(response)
             raise
+        self.deadline = inf
         return response
 
     async def wait(self, response: HttpResponse) -> None:
-        """Until the response has changed. Only while somebody waits here does a timeout run."""
-        seconds = self._idle_timeout_seconds if response.status else self._response_timeout_seconds
-        self.deadline = self.loop.time() + seconds
+        """Until more of the body is there, or its end. Only while somebody waits here does the idle timeout run."""
+        self.deadline = self.loop.time() + self._idle_timeout_seconds
         response.waiter = self.loop.create_future()
         try:
             await response.waiter
@@ -166,23 +117,26 @@ class Connection(asyncio.Protocol):
             return
         self._response = None
         response.parts.clear()
+        transport = self._transport
         # A request that was not sent to its end would be continued into the next one.
-        if self._reusable and not self._transport.is_closing() and not self._transport.get_write_buffer_size():
-            self.resume()
+        if self._reusable and not (self._unsent or transport.is_closing() or transport.get_write_buffer_size()):
+            if self.reading_paused:
+                self.resume()
+            self.used = True
             self._on_free(self)
             return
+        self._unsent = memoryview(b"")
         self.deadline = inf
-        self._transport.abort()
+        transport.abort()
         if not response.complete and response.failure is None:
             response.failure = BackendProtocolError("The response was closed before its end.")
             response.wake()
 
     def resume(self) -> None:
         """The reader has caught up."""
-        if self._paused:
-            self._paused = False
-            if not self._transport.is_closing():
-                self._transport.resume_reading()
+        self.reading_paused = False
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def is_closing(self) -> bool:
         """Whether it is of no more use."""
@@ -201,6 +155,11 @@ class Connection(asyncio.Protocol):
             message = f"No data within {self._idle_timeout_seconds} s."
         self._fail(BackendTimeout(message))
 
+    def _waits(self) -> bool:
+        """Whether there is a response that may still change."""
+        response = self._response
+        return response is not None and not response.complete and response.failure is None
+
     def _fail(self, error: BackendError) -> None:
         response = self._response
         if response is not None and not response.complete and response.failure is None:
@@ -210,11 +169,26 @@ class Connection(asyncio.Protocol):
         self.deadline = inf
         self._transport.abort()
 
+    def _send_on(self) -> None:
+        """The body, as far as the server takes it. An answer that says no ends the sending (RFC 9112 section 9.3)."""
+        while self._unsent and not self._writing_paused and not self._transport.is_closing():
+            if self._response is None or self._response.status >= 300:
+                return
+            piece, self._unsent = self._unsent[:_SLICE_BYTES], self._unsent[_SLICE_BYTES:]
+            self._transport.write(piece)
+
     # -- asyncio.Protocol ----------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Not isinstance: uvloop's transports have the methods, not the base class.
         self._transport = cast(asyncio.Transport, transport)
+
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        self._send_on()
 
     def data_received(self, data: bytes) -> None:
         response = self._response
@@ -223,22 +197,26 @@ class Connection(asyncio.Protocol):
             self._reusable = False
             self._transport.abort()
             return
-        self._answered = True
         held_bytes = response.held_bytes
+        read_bytes = self._read_bytes = len(data)
         try:
+            if not self._start and data.startswith(_HTTP_1_1):
+                self._start = _HTTP_1_1
+            elif self._start is not _HTTP_1_1:
+                self._look_at_start(data)
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+        except (BackendProtocolError, httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._reusable = False
             if not response.complete:
                 self._fail(_fault(error))
                 return
-        if response.held_bytes > HIGH_WATER_BYTES and not self._paused and not self._transport.is_closing():
-            self._paused = True
+        if response.held_bytes > HIGH_WATER_BYTES and not self.reading_paused and not self._transport.is_closing():
+            self.reading_paused = True
             self._transport.pause_reading()
         # Endless headers, interim responses, chunk extensions and trailers all bring the body no further.
-        self._idle_bytes = self._idle_bytes + len(data) if response.held_bytes == held_bytes else 0
+        self._idle_bytes = self._idle_bytes + read_bytes if response.held_bytes == held_bytes else 0
         if self._idle_bytes > MAX_HEAD_BYTES and not response.complete:
-            self._fail(BackendProtocolError(f"More than {MAX_HEAD_BYTES} bytes of headers."))
+            self._fail(BackendProtocolError(_TOO_LONG))
         if response.status:
             response.wake()
 
@@ -246,18 +224,21 @@ class Connection(asyncio.Protocol):
         self.lost = True
         self._on_lost(self)
         self._reusable = False
+        if exc is not None and self._waits() and (rest := unread(self._transport)):
+            self.data_received(rest)
         response = self._response
-        if response is None or response.complete or response.failure is not None:
+        if response is None or not self._waits():
             return
-        if not self._answered:
-            response.failure = NoAnswer("The connection was closed before a response.")
-        elif exc is None and response.status and not _FRAMED.intersection(name for name, _ in response.headers):
+        why = exc or "connection closed"
+        if not self._start:
+            response.failure = NoAnswer(f"The connection was closed before a response: {why}.")
+        elif exc is None and response.status and not self._framed:
             response.complete = True  # its end was to be told by the end of the connection
         else:
-            response.failure = BackendProtocolError(f"The response was cut short: {exc or 'connection closed'}.")
+            response.failure = BackendProtocolError(f"The response was cut short: {why}.")
         response.wake()
 
-    # -- httptools' callbacks -----------------------------------------------------------------------------------------
+    # -- httptools' callbacks, all within data_received ----------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         if self._response is None or self._response.complete:
@@ -265,24 +246,34 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         response = self._response
-        if response is None or response.status:  # with a status it is a trailer
+        if response is None:
             return
-        headers = response.headers
-        self._head_bytes += len(name) + len(value)
-        if len(headers) >= MAX_HEADERS or self._head_bytes > MAX_HEAD_BYTES:
-            raise BackendProtocolError(f"More than {MAX_HEADERS} headers or {MAX_HEAD_BYTES} bytes of them.")
-        headers.append((name.lower(), value))
+        name = name.lower()
+        if name in _FRAMING:
+            self._look_at_framing(response, name, value)
+        if not response.status:  # else it is a trailer
+            response.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         response = self._response
         if response is None:
             return
-        if status < 200:
-            self._interim = True
-            response.headers.clear()
-        else:
+        headers = response.headers
+        if len(headers) > MAX_HEADERS:
+            raise BackendProtocolError(f"More than {MAX_HEADERS} headers.")
+        # Heads in many reads are bounded by the bytes of these; in one read a body may follow, so it is added up.
+        if self._read_bytes > MAX_HEAD_BYTES and sum(len(n) + len(v) + 4 for n, v in headers) > MAX_HEAD_BYTES:
+            raise BackendProtocolError(_TOO_LONG)
+        if self._interims and self._parser.get_http_version() != "1.1":
+            raise BackendProtocolError("The response has another version than the one that announced it.")
+        if 200 <= status < 600:
             response.status = status
+        elif 100 <= status < 200 and not self._framed:
+            self._interim = self._interims = True
+            headers.clear()
+        else:
+            raise BackendProtocolError(f"It answered with status {status:03} or an interim response with a body.")
 
     def on_body(self, body: bytes) -> None:
         response = self._response
@@ -291,16 +282,52 @@ class Connection(asyncio.Protocol):
             response.held_bytes += len(body) + _PART_BYTES
 
     def on_message_complete(self) -> None:
+        response = self._response
         if self._interim:
             self._interim = False
-        elif self._response is not None:
-            self._response.complete = True
+        elif response is not None:
+            response.complete = True
             self._reusable = self._parser.should_keep_alive()
+            if response.status in _BODILESS and _claims_a_body(response):
+                self._reusable = False
+
+    # -- what llhttp lets pass -----------------------------------------------------------------------------------------
+
+    def _look_at_start(self, data: bytes) -> None:
+        """Raises BackendProtocolError for line breaks before the status line, HTTP/0.9, HTTP/2.0, RTSP and ICE."""
+        start = self._start + data[: len(_HTTP_1_1) - len(self._start)]
+        self._start = _HTTP_1_1 if start == _HTTP_1_1 else start
+        if not _HTTP_1_1.startswith(start) and not _HTTP_1_0.startswith(start):
+            raise BackendProtocolError(f"The response is not HTTP/1.1: it begins with {start!r}.")
+
+    def _look_at_framing(self, response: HttpResponse, name: bytes, value: bytes) -> None:
+        """Raises BackendProtocolError for anything but one Content-Length or one Transfer-Encoding: chunked."""
+        if response.status or self._framed:
+            raise BackendProtocolError("The response says twice where it ends.")
+        self._framed = True
+        if name == b"transfer-encoding" and (value.strip(b" \t").lower() != b"chunked" or self._start == _HTTP_1_0):
+            raise BackendProtocolError(f"The response has a transfer coding other than chunked: {value[:50]!r}.")
+
+
+def unread(transport: asyncio.BaseTransport) -> bytes:
+    """What lies in the socket of a transport that has just failed. A server that refuses a request may close without
+    having read it; sending then fails before its answer is read."""
+    pieces: list[bytes] = []
+    socket = transport.get_extra_info("socket")
+    with contextlib.suppress(OSError):  # the usual end: nothing more, or the error that we know of
+        while socket is not None and len(pieces) < 4 and (piece := os.read(socket.fileno(), _SLICE_BYTES)):
+            pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _claims_a_body(response: HttpResponse) -> bool:
+    """A server that sends one where none may be would have it read as the next answer."""
+    return any(name in _FRAMING and value.strip(b"0 \t") for name, value in response.headers)
 
 
 def _fault(error: Exception) -> BackendProtocolError:
     """Our own refusals come wrapped by the parser."""
-    cause = error.__context__
+    cause = error if isinstance(error, BackendProtocolError) else error.__context__
     if isinstance(cause, BackendProtocolError):
         return cause
     return BackendProtocolError(f"The response is not HTTP/1.1: {error or type(error).__name__}.")

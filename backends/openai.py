@@ -7,7 +7,7 @@ Neighbours: http.py (the connections), errors.py (what is raised), engine.py (an
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from backends.base import BackendResponse, BackendState, InferenceRequest, Operation
@@ -27,6 +27,9 @@ _MAX_RETRY_AFTER_SECONDS = 3600.0
 
 _TYPES = frozenset((b"application/json", b"text/event-stream"))
 _USUAL_TYPES = _TYPES | {b"text/event-stream; charset=utf-8"}
+
+Header = tuple[bytes, bytes]
+
 _PATHS = {Operation.CHAT: "/v1/chat/completions", Operation.COMPLETION: "/v1/completions"}
 
 # RFC 9110 section 7.6.1: they are about one connection, not about the message.
@@ -80,15 +83,14 @@ class OpenAIBackend:
         return BackendResponse(200, content_type, content_bytes, response.chunks, response.aclose, body)
 
 
-def _end_to_end(headers: tuple[tuple[bytes, bytes], ...]) -> list[tuple[bytes, bytes]]:
-    """`headers` without those that end here, which a Connection header may add to."""
-    named = {
-        option.strip().lower()
-        for name, value in headers
-        if name.lower() == b"connection"
-        for option in value.split(b",")
-    }
-    return [header for header in headers if (name := header[0].lower()) not in _NOT_FORWARDED and name not in named]
+def _end_to_end(headers: Sequence[Header]) -> list[Header]:
+    """`headers` without those that end here, to which a Connection header may add."""
+    kept = [header for header in headers if header[0].lower() not in _NOT_FORWARDED]
+    options = [value for name, value in headers if name.lower() == b"connection"] if len(kept) < len(headers) else []
+    if options:
+        named = {option.strip().lower() for option in b",".join(options).split(b",")}
+        kept = [header for header in kept if header[0].lower() not in named]
+    return kept
 
 
 def _check(content_type: bytes, content_encoding: bytes | None) -> None:

@@ -1,18 +1,24 @@
-"""A server on a Unix socket or on loopback that says exactly what a test tells it to, byte for byte."""
+"""A server on a Unix socket, on TCP or with TLS, that says exactly what a test tells it to, byte for byte."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any, Literal
 
 from backends.http import HttpClient, HttpResponse
+from tests.backends.certificates import serving, trusting
+
+Transport = Literal["tcp", "tls", "unix"]
 
 LIMIT_SECONDS = 10.0
+TRANSPORTS: tuple[Transport, ...] = ("tcp", "tls", "unix")
 CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
@@ -65,6 +71,7 @@ class Peer:
 
     def __init__(self, script: Script) -> None:
         self.address = ""
+        self.tls: ssl.SSLContext | None = None  # what a client needs for it
         self.connections = 0
         self._script = script
         self._tasks: set[asyncio.Task[None]] = set()
@@ -86,6 +93,10 @@ class Peer:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
+    def client(self, **options: Any) -> HttpClient:
+        """A client of it; `options` as HttpClient's."""
+        return HttpClient(self.address, **{"tls": self.tls, **options})
+
     async def finish(self) -> None:
         """Ends the scripts that still run."""
         tasks = list(self._tasks)
@@ -95,18 +106,25 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def serve(script: Script, *, tcp: bool = False) -> AsyncIterator[Peer]:
+async def serve(script: Script, over: Transport = "unix") -> AsyncIterator[Peer]:
     """A running Peer; everything inside has LIMIT_SECONDS."""
     peer = Peer(script)
     with tempfile.TemporaryDirectory() as folder:
         async with asyncio.timeout(LIMIT_SECONDS):
-            if tcp:
-                server = await asyncio.start_server(peer.accept, "127.0.0.1", 0)
-                peer.address = "http://{}:{}".format(*server.sockets[0].getsockname())
-            else:
+            if over == "unix":
                 path = Path(folder, "peer.sock")
                 server = await asyncio.start_unix_server(peer.accept, path)
                 peer.address = f"unix:{path}"
+            else:
+                context = serving() if over == "tls" else None
+                # A client that has gone says no farewell in TLS: nobody should wait for one.
+                farewell_seconds = 0.5 if context else None
+                server = await asyncio.start_server(
+                    peer.accept, "127.0.0.1", 0, ssl=context, ssl_shutdown_timeout=farewell_seconds
+                )
+                scheme = "https" if context else "http"
+                peer.address = "{}://{}:{}".format(scheme, *server.sockets[0].getsockname())
+                peer.tls = trusting() if context else None
             try:
                 yield peer
             finally:

@@ -29,7 +29,7 @@ def test_nothing_is_started_by_building(tmp_path: Path, monkeypatch: pytest.Monk
 
 async def test_endpoint_gets_the_body_unchanged_and_is_let_go_of_at_the_end() -> None:
     answered = answer(b'{"ok": true}', b"content-type: application/json")
-    async with serve(says(answered), tcp=True) as peer:
+    async with serve(says(answered), over="tcp") as peer:
         backend = create_backend(ModelSettings(name="far", gguf=GgufSettings(openai=peer.address + "/v1")))
         assert (backend.name, backend.state, peer.connections) == ("gguf", BackendState.STOPPED, 0)
         await backend.start()

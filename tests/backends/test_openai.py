@@ -92,7 +92,8 @@ async def test_only_end_to_end_headers_are_forwarded() -> None:
 
 
 async def test_of_the_headers_type_and_length_are_kept() -> None:
-    message = answer(b"{}", JSON, b"Keep-Alive: timeout=5", b"Connection: keep-alive", b"X-Engine: 1")
+    hops = b"Keep-Alive: timeout=5", b"Connection: keep-alive, X-Hop", b"X-Hop: 1"
+    message = answer(b"{}", JSON, *hops, b"X-Engine: 1")
     async with serve(says(message)) as peer:
         client = HttpClient(peer.address)
         response = await backend_for(client).send(REQUEST)

@@ -26,7 +26,7 @@ def stream(*events: bytes) -> bytes:
 
 async def load(script: Script, *options: str) -> dict[str, Any]:
     """What the generator reports of 0.1 s against a server that plays `script`."""
-    async with serve(script, tcp=True) as peer:
+    async with serve(script, over="tcp") as peer:
         port = int(peer.address.rpartition(":")[2])
         with tempfile.NamedTemporaryFile() as file:
             file.write(request_bytes(port, body(), {}))

@@ -1,0 +1,75 @@
+"""Where an engine listens, and how a connection to it comes to be: TCP, TLS over TCP, or a Unix socket.
+
+Neighbours: http.py (the client of one address), http_tls.py (TLS), http_connection.py (what is made here).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from backends.http_connection import Connection
+from backends.http_tls import TlsLink, client_tls
+
+_PORTS = {"http": 80, "https": 443}
+
+
+class Address:
+    """`http://host:port`, `https://host:port` or `unix:/path.sock`. `tls` says whom an https server may be; None stands
+    for the certificate authorities of this machine and a certificate for `host`. `host_header` is the Host to send.
+
+    Raises ValueError for text it cannot understand, and for a `tls` that would not be used.
+    """
+
+    def __init__(self, text: str, tls: ssl.SSLContext | None = None) -> None:
+        self.text = text
+        self._socket_path = text.removeprefix("unix:") if text.startswith("unix:/") else ""
+        self._host, self._port, self._tls = "", 0, tls
+        if self._socket_path:
+            self.host_header = b"localhost"
+            scheme = "unix"
+        else:
+            parts = urlsplit(text)
+            scheme = parts.scheme
+            port = parts.port  # raises for what is no port
+            if scheme not in _PORTS or not parts.hostname or parts.path not in ("", "/") or parts.query:
+                raise ValueError(f"not an address of the form http[s]://host:port or unix:/path: {text!r}")
+            if "@" in parts.netloc or parts.fragment:
+                raise ValueError(f"an address has no user, password or fragment: {text!r}")
+            self._host, self._port = parts.hostname, port or _PORTS[scheme]
+            self.host_header = parts.netloc.encode("ascii")
+        if scheme == "https":
+            self._tls = tls or client_tls()
+        elif tls is not None:
+            raise ValueError(f"TLS settings for an address without TLS: {text!r}")
+
+    async def connect(self, make: Callable[[], Connection]) -> Connection:
+        """An open connection, the TLS handshake included. Raises OSError, of which ssl.SSLError is one. Cancelled, it
+        leaves nothing open."""
+        loop = asyncio.get_running_loop()
+        if self._socket_path:
+            return (await loop.create_unix_connection(make, self._socket_path))[1]
+        if self._tls is None:
+            return (await loop.create_connection(make, self._host, self._port))[1]
+        context = self._tls
+        _, link = await loop.create_connection(
+            lambda: TlsLink(loop, context, self._host, make()), self._host, self._port
+        )
+        try:
+            await link.ready
+        except BaseException:
+            link.abort()
+            raise
+        return link.connection
+
+
+def reason(error: OSError) -> str:
+    """Why there is no connection, in a few words for a log."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is refused: {error.verify_message.rstrip('.')}"
+    if isinstance(error, ssl.SSLError):
+        words = (error.reason or str(error)).replace("_", " ").lower()
+        return f"the TLS handshake failed: {words}"
+    return error.strerror or str(error) or type(error).__name__
