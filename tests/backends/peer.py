@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import struct
@@ -58,6 +59,11 @@ class Talk:
         self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
 
+    def cut(self) -> None:
+        """The end of TCP without TLS having said that it ends."""
+        with socket.socket(fileno=os.dup(self._writer.get_extra_info("socket").fileno())) as same:
+            same.shutdown(socket.SHUT_WR)
+
     def close(self) -> None:
         """Orderly end of the connection."""
         self._writer.close()
@@ -106,8 +112,8 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def serve(script: Script, over: Transport = "unix") -> AsyncIterator[Peer]:
-    """A running Peer; everything inside has LIMIT_SECONDS."""
+async def serve(script: Script, over: Transport = "unix", tls: ssl.SSLContext | None = None) -> AsyncIterator[Peer]:
+    """A running Peer; everything inside has LIMIT_SECONDS. `tls` instead of a certificate for loopback."""
     peer = Peer(script)
     with tempfile.TemporaryDirectory() as folder:
         async with asyncio.timeout(LIMIT_SECONDS):
@@ -116,7 +122,7 @@ async def serve(script: Script, over: Transport = "unix") -> AsyncIterator[Peer]
                 server = await asyncio.start_unix_server(peer.accept, path)
                 peer.address = f"unix:{path}"
             else:
-                context = serving() if over == "tls" else None
+                context = (tls or serving()) if over == "tls" else None
                 # A client that has gone says no farewell in TLS: nobody should wait for one.
                 farewell_seconds = 0.5 if context else None
                 server = await asyncio.start_server(
