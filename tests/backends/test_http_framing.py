@@ -56,6 +56,7 @@ REFUSED = {
     "chunked-with-parameter": OK + b"transfer-encoding: chunked;q=1\r\n\r\n0\r\n\r\n",
     "chunked-quoted": OK + b'transfer-encoding: "chunked"\r\n\r\n0\r\n\r\n',
     "chunked-after-vertical-tab": OK + b"transfer-encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+    "chunked-before-tab": OK + b"transfer-encoding: chunked\t\r\n\r\n0\r\n\r\n",
     "no-coding": OK + b"transfer-encoding:\r\n\r\n0\r\n\r\n",
     "chunked-http-1.0": b"HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
     "chunked-http-1.0-kept": CHUNKED.replace(b"1.1", b"1.0").replace(END, b"\r\nconnection: keep-alive" + END)
@@ -127,6 +128,7 @@ REFUSED = {
     "interim-chunked": b"HTTP/1.1 103 E\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n" + POISON,
     "interim-that-closes": b"HTTP/1.1 103 E\r\nconnection: close\r\n\r\n" + POISON,
     "interim-http-1.0": b"HTTP/1.0 103 E\r\n\r\n" + POISON,
+    "interim-http-1.0-kept": b"HTTP/1.0 103 E\r\nconnection: keep-alive\r\n\r\n" + POISON,
     "http-1.0-after-interim": b"HTTP/1.1 103 E\r\n\r\n" + POISON.replace(b"/1.1", b"/1.0"),
     "http-2-after-interim": b"HTTP/1.1 103 E\r\n\r\n" + POISON.replace(b"/1.1", b"/2.0"),
     # chunks
@@ -192,6 +194,8 @@ DOUBTFUL = {
     "close-and-keep": (answer(b"hi", b"connection: keep-alive", b"connection: close"), b"hi"),
     "close-in-a-trailer": (CHUNKED + b"2\r\nhi\r\n0\r\nconnection: close\r\n\r\n", b"hi"),
     "http-1.0": (answer(b"hi").replace(b"/1.1", b"/1.0"), b"hi"),
+    "http-1.0-kept": (answer(b"hi", b"connection: keep-alive").replace(b"/1.1", b"/1.0"), b"hi"),
+    "http-1.0-both": (b"HTTP/1.0 200 OK\r\nconnection: close, keep-alive\r\ncontent-length: 2\r\n\r\nhi", b"hi"),
 }
 
 
@@ -207,7 +211,7 @@ async def test_connection_of_doubtful_state_is_not_used_again(sent: bytes, body:
 SOUND = {
     "no-reason": (b"HTTP/1.1 200 \r\ncontent-length: 2\r\n\r\nhi", b"hi"),
     "leading-zero-length": (OK + b"content-length: 02\r\n\r\nhi", b"hi"),
-    "blanks-around-values": (OK + b"content-length:\t2 \r\nx: \t y \t\r\n\r\nhi", b"hi"),
+    "blanks-around-values": (OK + b"content-length:\t2 \t\r\nx: \t y \t\r\n\r\nhi", b"hi"),
     "chunked-in-capitals": (OK + b"Transfer-Encoding: CHUNKED \r\n\r\n2\r\nhi\r\n0\r\n\r\n", b"hi"),
     "chunk-extensions": (CHUNKED + b'1;a;b=c;d="e \\" f"\r\nh\r\n01;x=y\r\ni\r\n000;z\r\n\r\n', b"hi"),
     "trailers": (CHUNKED + b"2\r\nhi\r\n0\r\nx-checksum: 1\r\nx-other:\r\n\r\n", b"hi"),
@@ -215,7 +219,6 @@ SOUND = {
     "204": (b"HTTP/1.1 204 N\r\n\r\n", b""),
     "204-with-length-0": (b"HTTP/1.1 204 N\r\ncontent-length: 0\r\n\r\n", b""),
     "304": (b"HTTP/1.1 304 N\r\netag: x\r\n\r\n", b""),
-    "http-1.0-kept": (answer(b"hi", b"connection: keep-alive").replace(b"/1.1", b"/1.0"), b"hi"),
     "interim-responses": (
         b"HTTP/1.1 100 C\r\n\r\nHTTP/1.1 102 P\r\n\r\nHTTP/1.1 103 E\r\nlink: x\r\n\r\n" + answer(b"hi"),
         b"hi",
