@@ -59,6 +59,9 @@ class Connection(asyncio.Protocol):
         self._on_lost = on_lost
         self._response_timeout_seconds = response_timeout_seconds
         self._idle_timeout_seconds = idle_timeout_seconds
+        # The body's pieces go straight into this list, which the response shares: engines send each token as a chunk.
+        self._parts: list[bytes] = []
+        self.on_body = self._parts.append
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport
         self._writing_paused = False
@@ -79,7 +82,7 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if self.lost or transport.is_closing():
             raise NoAnswer("The connection was closed at once.")
-        response = self._response = HttpResponse(self)
+        response = self._response = HttpResponse(self, self._parts)
         self._start = b""
         self._interims = self._framed = self._reusable = False
         self._idle_bytes = 0
@@ -116,7 +119,8 @@ class Connection(asyncio.Protocol):
         if self._response is not response:
             return
         self._response = None
-        response.parts.clear()
+        self._parts.clear()
+        response.parts = []  # the other one will be the next response's
         transport = self._transport
         # A request that was not sent to its end would be continued into the next one.
         if self._reusable and not (self._unsent or transport.is_closing() or transport.get_write_buffer_size()):
@@ -197,7 +201,7 @@ class Connection(asyncio.Protocol):
             self._reusable = False
             self._transport.abort()
             return
-        held_bytes = response.held_bytes
+        pieces = len(self._parts)
         read_bytes = self._read_bytes = len(data)
         try:
             if not self._start and data.startswith(_HTTP_1_1):
@@ -210,11 +214,14 @@ class Connection(asyncio.Protocol):
             if not response.complete:
                 self._fail(_fault(error))
                 return
+        pieces = len(self._parts) - pieces
+        if pieces:
+            response.held_bytes += read_bytes + pieces * _PART_BYTES
         if response.held_bytes > HIGH_WATER_BYTES and not self.reading_paused and not self._transport.is_closing():
             self.reading_paused = True
             self._transport.pause_reading()
         # Endless headers, interim responses, chunk extensions and trailers all bring the body no further.
-        self._idle_bytes = self._idle_bytes + read_bytes if response.held_bytes == held_bytes else 0
+        self._idle_bytes = 0 if pieces else self._idle_bytes + read_bytes
         if self._idle_bytes > MAX_HEAD_BYTES and not response.complete:
             self._fail(BackendProtocolError(_TOO_LONG))
         if response.status:
@@ -274,12 +281,6 @@ class Connection(asyncio.Protocol):
             headers.clear()
         else:
             raise BackendProtocolError(f"It answered with status {status:03}, which cannot be understood here.")
-
-    def on_body(self, body: bytes) -> None:
-        response = self._response
-        if response is not None:
-            response.parts.append(body)
-            response.held_bytes += len(body) + _PART_BYTES
 
     def on_message_complete(self) -> None:
         response = self._response

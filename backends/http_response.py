@@ -21,11 +21,11 @@ class HttpResponse:
 
     __slots__ = ("_connection", "complete", "failure", "headers", "held_bytes", "parts", "status", "waiter")
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, parts: list[bytes]) -> None:
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         # What the connection has put here for the reader.
-        self.parts: list[bytes] = []
+        self.parts = parts
         self.held_bytes = 0
         self.complete = False
         self.failure: BackendError | None = None

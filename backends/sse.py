@@ -18,6 +18,11 @@ _MAX_ATTEMPTS = 4
 
 # Inside a JSON string the quotes would be escaped, so this is a key wherever it is found.
 _OBJECT = re.compile(rb'"usage"[ \t\r\n]*:[ \t\r\n]*(?=\{)')
+# The same with its object, as engines nearly always write it, in any order: read without decoding it.
+_USUAL = re.compile(
+    rb'"usage": ?\{(?:"(?:prompt_tokens": ?(\d{1,15})|completion_tokens": ?(\d{1,15})|total_tokens": ?\d{1,15}'
+    rb'|prompt_tokens_details": ?(?:null|\{"cached_tokens": ?(\d{1,15})\}))(?:, ?|(?=\})))+\}'
+)
 _BEGUN = re.compile(rb'"(?:u|us|usa|usag|usage|usage"[ \t\r\n]*|usage"[ \t\r\n]*:[ \t\r\n]*)?\Z')
 _BEGUN_BYTES = 32
 # What json.loads calls after it has looked for white space.
@@ -56,6 +61,10 @@ class UsageSniffer:
         # The last one is the answer's; more than a few that are broken are a game that is not played along with.
         attempts = _MAX_ATTEMPTS
         while attempts and (end := data.rfind(b'"usage"', 0, end)) >= 0:
+            usual = _USUAL.match(data, end)
+            if usual is not None and (usual[1] or usual[2]):
+                self.usage = Usage(int(usual[1] or 0), int(usual[2] or 0), int(usual[3] or 0))
+                break
             found = _OBJECT.match(data, end)
             if found is None:
                 continue

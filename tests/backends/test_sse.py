@@ -125,3 +125,26 @@ def test_error_event_is_one_event_in_openai_shape() -> None:
             "code": "backend_error",
         }
     }
+
+
+@pytest.mark.parametrize("cut", range(0, 110, 7))
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"prompt_tokens":3,"completion_tokens":2,"total_tokens":5}', Usage(3, 2, 0)),
+        ('{"prompt_tokens": 3, "total_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": null}', Usage(3, 2)),
+        ('{"completion_tokens":2,"prompt_tokens":3,"prompt_tokens_details":{"cached_tokens":1}}', Usage(3, 2, 1)),
+        ('{"prompt_tokens":3,"prompt_tokens":4}', Usage(4, 0, 0)),
+        ('{"prompt_tokens":3,"extra":{"completion_tokens":9},"completion_tokens":2}', Usage(3, 2, 0)),
+        ('{"prompt_tokens":1e2,"completion_tokens":2}', Usage(0, 2, 0)),
+        ('{"total_tokens":5}', None),
+        ("{}", None),
+    ],
+    ids=str,
+)
+def test_usage_is_found_in_every_order_and_cut(text: str, expected: Usage | None, cut: int) -> None:
+    answer = b'{"id":"x","usage":' + text.encode() + b"}"
+    sniffer = UsageSniffer()
+    sniffer.feed(answer[:cut])
+    sniffer.feed(answer[cut:])
+    assert sniffer.usage == expected
