@@ -57,6 +57,7 @@ class Call:
         "_head",
         "_limit",
         "_parts",
+        "_server",
         "_settled",
         "_size",
         "_task",
@@ -94,7 +95,8 @@ class Call:
         self.disconnected = False
 
         self._connection = connection
-        self._task: asyncio.Task[None] | None = None
+        self._server: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None  # the same, between `begin` and `end`
         self._settled = False
         self._too_late: Callable[[], Exception] | None = None
         # The request
@@ -109,6 +111,10 @@ class Call:
         self._announced: int | None = None
 
     # -- told by the connection ---------------------------------------------------------------------------------------
+
+    def served_by(self, task: asyncio.Task[None]) -> None:
+        """`task` is about to begin."""
+        self._server = task
 
     def feed(self, data: bytes) -> None:
         """The next piece of the body."""
@@ -135,8 +141,8 @@ class Call:
     # -- used by whoever serves it ------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """The task that calls this serves the call; it must `end()` it."""
-        self._task = asyncio.current_task()
+        """To be called by the task that serves this, which must also call `end`: from now on it may be cancelled."""
+        self._task = self._server
         self._connection.flow.resume_reading()
 
     async def whole_body(self, max_bytes: int) -> None:
@@ -264,7 +270,7 @@ class Call:
         self.settle()
         if self._task is not None:
             self._connection.tasks.discard(self._task)
-            self._task = None
+            self._task = self._server = None
         if not self.response_complete and not self.disconnected:
             self._connection.transport.close()
 

@@ -190,7 +190,9 @@ class ClientConnection(HttpToolsProtocol):
         self._running = call
         # Until it says itself what it expects.
         self.deadline.forget()
-        self.tasks.add(self.loop.create_task(self.front.serve(call)))
+        task = self.loop.create_task(self.front.serve(call))
+        self.tasks.add(task)
+        call.served_by(task)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if isinstance(cycle, Call):  # from the pipeline, in which uvicorn keeps requests of both kinds

@@ -63,18 +63,19 @@ class AccessLog:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         first = "null" if first_byte_seconds is None else f"{first_byte_seconds * 1000:.1f}"
-        self._append(
+        self._lines.append(
             f'{{"time":"{self._stamp}.{int((now - second) * 1000):03d}Z","event":"request","request_id":"{request_id}",'
             f'{_fields(names)}"status":{status},"code":"{code}","stream":{"true" if stream else "false"},'
             f'"duration_ms":{duration_seconds * 1000:.1f},"first_byte_ms":{first},"bytes_in":{bytes_in},'
             f'"bytes_out":{bytes_out},"prompt_tokens":{prompt_tokens},"completion_tokens":{completion_tokens}}}\n'
         )
+        if self._timer is None or len(self._lines) >= FLUSH_LINES:
+            self._plan()
 
-    def _append(self, line: str) -> None:
-        self._lines.append(line)
+    def _plan(self) -> None:
         if len(self._lines) >= FLUSH_LINES:
             self.flush()
-        elif self._timer is None:
+        else:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
 
     def flush(self) -> None:

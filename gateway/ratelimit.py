@@ -76,6 +76,8 @@ class RateLimiter:
         self._store = store
         self._words = store.words
         self._clock_ns = clock_ns
+        # One worker pays nothing for there being others elsewhere.
+        self._shared = store.workers > 1
         # Where in a record the workers' own words are: requests running, tokens given back.
         self._running = OWN + worker
         self._given_back = OWN + store.workers + worker
@@ -96,7 +98,8 @@ class RateLimiter:
         if limits.counts_nothing:
             return Reservation(self, principal, estimate)
         words, base = self._words, self._store.base(slot)
-        self._store.lock(slot)
+        if self._shared:
+            self._store.lock(slot)
         try:
             now, requests, tokens, seen = self._owed(base, limits)
             running = 0 if limits.concurrent is None else sum(words[base + OWN : base + self._middle])
@@ -108,7 +111,8 @@ class RateLimiter:
             self._write(base, now, requests, tokens, seen)
             words[base + self._running] += 1
         finally:
-            self._store.unlock(slot)
+            if self._shared:
+                self._store.unlock(slot)
         return Reservation(self, principal, estimate, requests, tokens)
 
     def settle(self, principal: Principal, estimate: int, actual_tokens: int | None) -> None:

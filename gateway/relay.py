@@ -18,7 +18,7 @@ from backends.errors import BackendError, BackendProtocolError, BackendTimeout
 from backends.sse import UsageSniffer, error_event
 from config.schema import ServerSettings
 from gateway import intake
-from gateway.auth import Authenticator, check_model, check_repeated
+from gateway.auth import Authenticator, Principal, check_model, check_repeated
 from gateway.call import Call
 from gateway.errors import BodyTimeout, ClientGone, ErrorAnswer, ShuttingDown, answer
 from gateway.events import WholeEvents, is_opening
@@ -111,14 +111,11 @@ class _Exchange:
     async def run(self, door: Door, router: Router, headers: Headers) -> None:
         """Raises what went wrong; returns when the whole answer has been handed to the connection."""
         record, call = self.record, self._call
-        repeated = len(headers) != len(call.headers)
-        if repeated or not door.guard.passes(headers):
-            door.guard.check(call.headers, call.http_version)
-        if repeated:
-            check_repeated(call.headers)
-        principal = door.authenticator.principal(headers)
-        record.key = principal.name
-        request = await self._read(headers)
+        principal = self._let_in(door, headers)
+        if call.more_body:
+            call.expect(self._settings.body_timeout_seconds, _body_too_late)
+            await call.whole_body(self._settings.max_body_bytes)
+        request = self._decode()
         arrived = perf_counter()
         call.expect(self._settings.response_timeout_seconds, self._too_late)
         record.stage = "waiting"
@@ -150,19 +147,31 @@ class _Exchange:
             prompt_tokens = estimate_tokens(record.bytes_in, 0, 1, 0)
             reservation.settle(prompt_tokens + self._events if self._is_sse else None)
 
-    async def _read(self, headers: Headers) -> InferenceRequest:
-        limit = self._settings.max_body_bytes
+    def _let_in(self, door: Door, headers: Headers) -> Principal:
+        """What can be told from the headers alone, before a byte of the body is waited for."""
+        headers_sent = self._call.headers
+        repeated = len(headers) != len(headers_sent)
+        if repeated or not door.guard.passes(headers):
+            door.guard.check(headers_sent, self._call.http_version)
+        if repeated:
+            check_repeated(headers_sent)
+        principal = door.authenticator.principal(headers)
+        self.record.key = principal.name
         get = headers.get
         intake.check_headers(
-            get(b"content-type", b""), get(b"content-encoding", b""), get(b"content-length", b""), limit
+            get(b"content-type", b""),
+            get(b"content-encoding", b""),
+            get(b"content-length", b""),
+            self._settings.max_body_bytes,
         )
-        call, record = self._call, self.record
-        if call.more_body:
-            call.expect(self._settings.body_timeout_seconds, _body_too_late)
-            await call.whole_body(limit)
-        body = call.take_body(limit)
+        return principal
+
+    def _decode(self) -> InferenceRequest:
+        limit = self._settings.max_body_bytes
+        body = self._call.take_body(limit)
         if body is None:
             raise intake.too_large(limit)
+        record = self.record
         record.bytes_in = len(body)
         return intake.decode(body, record.operation, record.request_id)
 
@@ -173,9 +182,13 @@ class _Exchange:
         sniffer = UsageSniffer()
         whole = False
         try:
-            self._is_sse = response.content_type.startswith(b"text/event-stream")
-            call.expect(self._settings.idle_timeout_seconds, self._too_late)
-            last = await (self._stream if self._is_sse else self._whole)(response, sniffer)
+            if response.body is not None:
+                sniffer.feed(response.body)
+                last = self._one_piece(response, response.body)
+            else:
+                self._is_sse = response.content_type.startswith(b"text/event-stream")
+                call.expect(self._settings.idle_timeout_seconds, self._too_late)
+                last = await (self._stream if self._is_sse else self._pieces)(response, sniffer)
             # Nothing may cut what is complete.
             call.settle()
             record.status = response.status
@@ -221,12 +234,9 @@ class _Exchange:
             raise BackendProtocolError("The stream ended before it was complete.", backend=record.backend)
         return rest
 
-    async def _whole(self, response: BackendResponse, sniffer: UsageSniffer) -> bytes:
+    async def _pieces(self, response: BackendResponse, sniffer: UsageSniffer) -> bytes:
         """Holds one chunk back until the next has come: an answer of one chunk is either whole or a clean error."""
         record, call = self.record, self._call
-        if response.body is not None:
-            sniffer.feed(response.body)
-            return self._one_piece(response, response.body)
         held = b""
         started = False
         async for chunk in response.chunks:
