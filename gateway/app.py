@@ -23,6 +23,7 @@ from gateway import health
 from gateway.api import openai
 from gateway.auth import Authenticator, keys_of, principals
 from gateway.dataplane import DataPlane
+from gateway.door import Door
 from gateway.errors import GatewayError, MethodRefused, UnknownPath, answer
 from gateway.log import AccessLog
 from gateway.metrics import GatewayCollector, Metrics, registry_for
@@ -30,7 +31,7 @@ from gateway.middleware import HostGuard
 from gateway.ratelimit import RateLimiter
 from gateway.ratelimit_store import LimitStore
 from gateway.record import Journal
-from gateway.relay import Door, Relay
+from gateway.relay import Relay
 from routing.catalog import CatalogEntry, ModelCatalog
 from routing.errors import RoutingError
 from routing.router import Router

@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
 from backends.base import Operation
 from backends.errors import BackendProtocolError
 from gateway.errors import ClientGone
@@ -21,26 +23,6 @@ if TYPE_CHECKING:
 _UNREAD_BYTES = 64 * 1024
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_STATUS_LINES = {
-    status: b"HTTP/1.1 %d %s\r\n" % (status, phrase)
-    for status, phrase in (
-        (200, b"OK"),
-        (400, b"Bad Request"),
-        (401, b"Unauthorized"),
-        (403, b"Forbidden"),
-        (404, b"Not Found"),
-        (408, b"Request Timeout"),
-        (413, b"Content Too Large"),
-        (415, b"Unsupported Media Type"),
-        (421, b"Misdirected Request"),
-        (429, b"Too Many Requests"),
-        (431, b"Request Header Fields Too Large"),
-        (500, b"Internal Server Error"),
-        (502, b"Bad Gateway"),
-        (503, b"Service Unavailable"),
-        (504, b"Gateway Timeout"),
-    )
-}
 
 
 class Call:
@@ -210,7 +192,7 @@ class Call:
         if self._connection.ending:
             self.keep_alive = False
         end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
-        self._head = b"".join((_STATUS_LINES[status], common, headers, framing, end))
+        self._head = b"".join((STATUS_LINE[status], common, headers, framing, end))
 
     def flush(self) -> None:
         """Sends the head now, where it would otherwise go with the first bytes behind it."""

@@ -8,6 +8,7 @@ Neighbours: dataplane.py (calls this), errors.py (what a refusal looks like).
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from backends.base import InferenceRequest, Operation
@@ -31,20 +32,22 @@ _DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_refuse_cons
 _scan = _DECODER.scan_once  # type: ignore[attr-defined]
 
 
-def check_headers(content_type: bytes, content_encoding: bytes, content_length: bytes, max_body_bytes: int) -> None:
-    """Raises UnsupportedMedia or BodyTooLarge before a byte of the body is read.
+def check_headers(headers: Mapping[bytes, bytes], max_body_bytes: int) -> None:
+    """Raises UnsupportedMedia or BodyTooLarge before a byte of the body is read. Names are in lower case.
 
     Only application/json passes: a browser sends any other type across origins without asking first.
     """
+    content_type = headers.get(b"content-type", b"")
     if content_type != b"application/json":
         kind, _, charset = content_type.lower().partition(b";")
         if kind.strip() != b"application/json":
             raise UnsupportedMedia("Content-Type must be application/json.")
         if charset and charset.strip().replace(b'"', b"") not in (b"charset=utf-8", b"charset=utf8"):
             raise UnsupportedMedia("The only charset of JSON is utf-8.")
-    if content_encoding and content_encoding.lower() != b"identity":
+    if headers.get(b"content-encoding", b"identity").lower() not in (b"identity", b""):
         raise UnsupportedMedia("Compressed request bodies are not accepted.")
-    if content_length and content_length.isdigit() and int(content_length[:20]) > max_body_bytes:
+    content_length = headers.get(b"content-length", b"")
+    if content_length.isdigit() and int(content_length[:20]) > max_body_bytes:
         raise too_large(max_body_bytes)
 
 

@@ -1,29 +1,28 @@
 """One inference call from its first body byte to its last answer byte, and the one place that lets go of everything.
 
 Chunks are passed on unparsed; the client's leaving cancels whatever is waited for. Neighbours: call.py (the client's
-side), auth.py and ratelimit.py (who may), intake.py (body to request), events.py (where an SSE event ends), record.py
-(metrics and log), errors.py.
+side), door.py and ratelimit.py (who may), intake.py (body to request), events.py (where an SSE event ends), farewell.py
+(what a failure is told as), record.py (metrics and log).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
-from dataclasses import dataclass
 from time import perf_counter
 
 from backends.base import BackendResponse, InferenceRequest
 from backends.errors import BackendError, BackendProtocolError, BackendTimeout
-from backends.sse import UsageSniffer, error_event
+from backends.sse import UsageSniffer
 from config.schema import ServerSettings
 from gateway import intake
-from gateway.auth import Authenticator, Principal, check_model, check_repeated
+from gateway.auth import check_model
 from gateway.call import Call
-from gateway.errors import BodyTimeout, ClientGone, ErrorAnswer, ShuttingDown, answer
+from gateway.door import Door
+from gateway.errors import BodyTimeout, ClientGone, ShuttingDown, answer
 from gateway.events import WholeEvents, is_opening
-from gateway.middleware import HostGuard
-from gateway.ratelimit import RateLimiter, Reservation, estimate_tokens
+from gateway.farewell import tell
+from gateway.ratelimit import Reservation, estimate_tokens
 from gateway.record import Journal, Record
 from routing.router import Routed, Router
 
@@ -32,21 +31,7 @@ Headers = dict[bytes, bytes]
 # What is reserved for an answer whose length the client leaves open, until it is known.
 DEFAULT_OUTPUT_TOKENS = 256
 
-# How long a refused client may go on sending its body, so that it gets to read why before the connection closes.
-LINGER_SECONDS = 5.0
-# How long the last words of a broken stream may wait for a client that reads slowly.
-FAREWELL_SECONDS = 2.0
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Door:
-    """What a request passes before it may take anything: the Host header, the key, the key's limits."""
-
-    guard: HostGuard
-    authenticator: Authenticator
-    limiter: RateLimiter
 
 
 class Relay:
@@ -72,14 +57,15 @@ class Relay:
                 record.error = error
             call.settle()
             exchange.settle()
-            refusal = None
-            if record.error is not None:
-                refusal = answer(record.error, request_id)
-                record.status = refusal.status
+            error = record.error
+            if error is None:
+                self._journal.settle(record)
+                return
+            refusal = answer(error, request_id)
+            record.status = refusal.status
             self._journal.settle(record)
-            if refusal is not None:
-                _report(record)
-                await exchange.fail(refusal)
+            _report(record)
+            await tell(call, error, refusal, request_id, in_events=exchange.is_sse)
         finally:
             call.end()
 
@@ -98,20 +84,22 @@ def _report(record: Record) -> None:
 class _Exchange:
     """The state of one request between client and upstream."""
 
-    __slots__ = ("_call", "_events", "_is_sse", "_reservation", "_settings", "record")
+    __slots__ = ("_call", "_events", "_reservation", "_settings", "is_sse", "record")
 
     def __init__(self, settings: ServerSettings, record: Record, call: Call) -> None:
         self.record = record
         self._settings = settings
         self._call = call
-        self._is_sse = False
+        self.is_sse = False
         self._reservation: Reservation | None = None
         self._events = 0
 
     async def run(self, door: Door, router: Router, headers: Headers) -> None:
         """Raises what went wrong; returns when the whole answer has been handed to the connection."""
         record, call = self.record, self._call
-        principal = self._let_in(door, headers)
+        principal = door.let_in(call, headers)
+        record.key = principal.name
+        intake.check_headers(headers, self._settings.max_body_bytes)
         if call.more_body:
             call.expect(self._settings.body_timeout_seconds, _body_too_late)
             await call.whole_body(self._settings.max_body_bytes)
@@ -145,26 +133,7 @@ class _Exchange:
             reservation.settle(0)
         else:
             prompt_tokens = estimate_tokens(record.bytes_in, 0, 1, 0)
-            reservation.settle(prompt_tokens + self._events if self._is_sse else None)
-
-    def _let_in(self, door: Door, headers: Headers) -> Principal:
-        """What can be told from the headers alone, before a byte of the body is waited for."""
-        headers_sent = self._call.headers
-        repeated = len(headers) != len(headers_sent)
-        if repeated or not door.guard.passes(headers):
-            door.guard.check(headers_sent, self._call.http_version)
-        if repeated:
-            check_repeated(headers_sent)
-        principal = door.authenticator.principal(headers)
-        self.record.key = principal.name
-        get = headers.get
-        intake.check_headers(
-            get(b"content-type", b""),
-            get(b"content-encoding", b""),
-            get(b"content-length", b""),
-            self._settings.max_body_bytes,
-        )
-        return principal
+            reservation.settle(prompt_tokens + self._events if self.is_sse else None)
 
     def _decode(self) -> InferenceRequest:
         limit = self._settings.max_body_bytes
@@ -186,9 +155,9 @@ class _Exchange:
                 sniffer.feed(response.body)
                 last = self._one_piece(response, response.body)
             else:
-                self._is_sse = response.content_type.startswith(b"text/event-stream")
+                self.is_sse = response.content_type.startswith(b"text/event-stream")
                 call.expect(self._settings.idle_timeout_seconds, self._too_late)
-                last = await (self._stream if self._is_sse else self._pieces)(response, sniffer)
+                last = await (self._stream if self.is_sse else self._pieces)(response, sniffer)
             # Nothing may cut what is complete.
             call.settle()
             record.status = response.status
@@ -293,46 +262,6 @@ class _Exchange:
         if self._call.paused:
             return ClientGone("The client did not read its answer in time.")
         return BackendTimeout("No answer in time.", backend=self.record.backend)
-
-    async def fail(self, refusal: ErrorAnswer) -> None:
-        """Tells the client, in the way that is still possible: a status, an error event, or a cut connection."""
-        call = self._call
-        if isinstance(self.record.error, ClientGone) or call.response_complete:
-            return
-        if not call.response_started:
-            await self._refuse(refusal)
-        elif self._is_sse:
-            # No [DONE] follows: a client must not take what it has for the whole answer.
-            if call.paused and not await _within(FAREWELL_SECONDS, call.drain()):
-                return
-            call.finish(error_event(refusal.message, refusal.type, refusal.code))
-        # A JSON body that broke off has no place for an error: without its end the connection is cut.
-
-    async def _refuse(self, refusal: ErrorAnswer) -> None:
-        call = self._call
-        unread = call.more_body
-        if unread:
-            call.keep_alive = False
-        headers = (*refusal.headers, (b"x-request-id", self.record.request_id.encode()))
-        call.start(refusal.status, b"".join(b"%b: %b\r\n" % header for header in headers), len(refusal.body))
-        if unread and not isinstance(self.record.error, BodyTimeout):
-            call.write(refusal.body)
-            call.flush()
-            # Closing at once would reset the connection under the refusal, and the client would see a broken pipe
-            # where it should read the reason.
-            await _within(LINGER_SECONDS, call.discard_body())
-            call.finish()
-        else:
-            call.finish(refusal.body)
-
-
-async def _within(seconds: float, waiting: Awaitable[None]) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            await waiting
-    except TimeoutError:
-        return False
-    return True
 
 
 def _body_too_late() -> Exception:

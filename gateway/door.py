@@ -1,0 +1,33 @@
+"""What a request passes before a byte of its body is waited for: the Host header, the key.
+
+Neighbours: middleware.py (Host), auth.py (keys), ratelimit.py (the limits, which need the body), relay.py (the caller).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gateway.auth import Authenticator, Principal, check_repeated
+from gateway.call import Call
+from gateway.middleware import HostGuard
+from gateway.ratelimit import RateLimiter
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """The three that decide who may take anything."""
+
+    guard: HostGuard
+    authenticator: Authenticator
+    limiter: RateLimiter
+
+    def let_in(self, call: Call, headers: Mapping[bytes, bytes]) -> Principal:
+        """Who sends `call`, whose headers are `headers`, the last one where a name is repeated. Raises HostRefused,
+        TooManyHeaders and InvalidKey."""
+        repeated = len(headers) != len(call.headers)
+        if repeated or not self.guard.passes(headers):
+            self.guard.check(call.headers, call.http_version)
+        if repeated:
+            check_repeated(call.headers)
+        return self.authenticator.principal(headers)
