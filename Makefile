@@ -36,6 +36,7 @@ bench-hot: setup
 	@$(BIN)/python -m tests.benchmarks.bench_http_client $(ARGS)
 	@$(BIN)/python -m tests.benchmarks.bench_gateway $(ARGS)
 	@$(BIN)/python -m tests.benchmarks.bench_limits
+	@$(BIN)/python -m tests.benchmarks.bench_hot_path
 
 # Our engine, llama-server and llama_cpp.server side by side; builds llama-server once.
 bench-engine: setup

@@ -57,15 +57,15 @@ class Relay:
                 record.error = error
             call.settle()
             exchange.settle()
-            error = record.error
-            if error is None:
+            failure = record.error
+            if failure is None:
                 self._journal.settle(record)
                 return
-            refusal = answer(error, request_id)
+            refusal = answer(failure, request_id)
             record.status = refusal.status
             self._journal.settle(record)
             _report(record)
-            await tell(call, error, refusal, request_id, in_events=exchange.is_sse)
+            await tell(call, failure, refusal, request_id, in_events=exchange.is_sse)
         finally:
             call.end()
 
