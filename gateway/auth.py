@@ -134,7 +134,9 @@ def _key(headers: Mapping[bytes, bytes]) -> bytes:
     """The key of a request. Two that differ are refused: another reader of the request could take the other one."""
     key = headers.get(b"x-api-key")
     authorization = headers.get(b"authorization")
-    if authorization is not None:
+    if authorization is not None and key is None and authorization.startswith(b"Bearer "):
+        key = authorization[7:].strip()  # as nearly always
+    elif authorization is not None:
         if authorization[:7].lower() != b"bearer ":
             raise InvalidKey("The Authorization header should be `Bearer` and an API key.")
         bearer = authorization[7:].strip()

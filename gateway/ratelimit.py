@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import lru_cache
 
 from gateway.auth import Principal
 from gateway.errors import RateLimited, TooManyTokens
@@ -33,7 +34,10 @@ def estimate_tokens(body_bytes: int, output_cap: int | None, n: int, default_out
     """What a request is likely to cost at most: the prompt by its length, and `n` answers of `output_cap` tokens
     (`default_output_tokens` where the client named none)."""
     cap = default_output_tokens if output_cap is None else output_cap
-    return min(-(-body_bytes // BYTES_PER_TOKEN) + max(cap, 0) * max(n, 1), MAX_TOKENS)
+    tokens = -(-body_bytes // BYTES_PER_TOKEN)
+    if cap > 0:
+        tokens += cap * n if n > 1 else cap
+    return tokens if tokens < MAX_TOKENS else MAX_TOKENS
 
 
 class Reservation:
@@ -230,6 +234,7 @@ def _left_and_reset(limit: int, debt: int) -> tuple[int, bytes]:
     return max(limit - -(-debt // MINUTE_US), 0), duration(-(-debt // (limit * 1000)))
 
 
+@lru_cache(maxsize=4096)
 def duration(milliseconds: int) -> bytes:
     """As OpenAI's x-ratelimit-reset headers have it: `120ms`, `8.64s`, `6m0s`."""
     if milliseconds < 1000:
