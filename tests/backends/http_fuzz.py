@@ -28,8 +28,7 @@ DICTIONARY = [
     b"content-length: 0\r\n", b"content-length: 5\r\n", b"Content-Length:", b"content-length: 18446744073709551616\r\n",
     b"transfer-encoding: chunked\r\n", b"Transfer-Encoding:", b"chunked", b"gzip, ", b"identity",
     b"connection: close\r\n", b"connection: keep-alive\r\n", b"upgrade: h2c\r\nconnection: upgrade\r\n",
-    b"ffffffffffffffff",
-    b"0000000000000000001",
+    b"ffffffffffffffff", b"0000000000000000001",
     b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"x: " + b"y" * 300 + b"\r\n",
 ]  # fmt: skip
 GOOD = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ngood"
