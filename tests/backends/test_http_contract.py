@@ -268,6 +268,19 @@ async def test_slow_reader_stops_a_server_that_offers_a_gigabyte(make: Make) -> 
     await response.aclose()
 
 
+async def test_upload_that_nobody_reads_takes_no_more_memory_than_itself(make: Make) -> None:
+    client, other = make(), make()
+    body = b"x" * (64 * MIB)
+    silent, before = await counter(other, "silent"), resident_bytes()
+    task = asyncio.create_task(client.request("POST", "/silent", (), body))
+    await until(lambda: grown(other, "silent", silent))
+    await asyncio.sleep(0)
+    assert resident_bytes() - before < 8 * MIB
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 # -- cancelling -------------------------------------------------------------------------------------------------------
 
 
