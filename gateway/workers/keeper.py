@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from backends.engine import GgufBackend
 from gateway.health import Readiness, announce
 from gateway.workers.channel import Channel
-from gateway.workers.supervisor import HOPELESS
+from gateway.workers.supervisor import END, HOPELESS
 from gateway.workers.tally import Member, Tally
 from routing.upstream import Upstream
 
@@ -49,9 +49,8 @@ class Keeper:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, control: socket.socket) -> int:
-        """Keeps the engines until the other end of `control` is closed, then stops them. Returns the exit code: 0, or
-        HOPELESS when no model can be loaded. Each message on `control` is a worker's index, with the keeper's end of
-        its channel."""
+        """Keeps the engines until END comes on `control`, then stops them. Returns the exit code: 0, or HOPELESS when
+        no model can be loaded. Every other message is a worker's index, with the keeper's end of its channel."""
         ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         try:
             # A task of ours that fails ends the whole group, and so the keeper: half a keeper would be worse.
@@ -79,6 +78,10 @@ class Keeper:
             await _readable(control)
             message, descriptors, _, _ = socket.recv_fds(control, 64, 1)
             if not message:
+                # The supervisor was killed, and this process will be in a moment. An engine that was told to stop by
+                # then would leave its folder to a keeper that is gone; one that only loses its keeper cleans up itself.
+                return
+            if message == END:
                 break
             end = socket.socket(fileno=descriptors[0])
             end.setblocking(False)

@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -23,6 +24,8 @@ from gateway.workers.children import Mask, ended, fork, signal_child
 CANNOT_START = 3
 # The keeper's exit code when none of its models can be loaded, which it has said itself.
 HOPELESS = 4
+# What the keeper is told when it shall end the engines.
+END = b"end"
 # A worker that has not ended so long after the drain, or a keeper so long after it was told, is killed.
 GRACE_SECONDS = 15.0
 # The same after a second signal.
@@ -82,8 +85,8 @@ class Supervisor:
     """Lives for one `run`. Owns the sockets it is given.
 
     `keep(control)` runs in the keeper and `work(index, listeners, channel)` in each worker, both until told to end;
-    what they return is the exit code. The keeper is told by the end of `control`, over which it gets each worker's
-    channel; a worker by SIGTERM, or SIGQUIT when it shall not wait. `lost(index)` is called here, in the parent, each
+    what they return is the exit code. Over `control` the keeper gets each worker's index and channel, and END at last;
+    a worker is told by SIGTERM, or SIGQUIT when it shall not wait. `lost(index)` is called here, in the parent, each
     time a worker has ended and before its place is taken again: whatever it held for its index can be given back.
     """
 
@@ -126,6 +129,7 @@ class Supervisor:
                 self._advance()
         finally:
             self._kill()
+            self._control.close()
             while signal.sigtimedwait(_AWAITED, 0) is not None:
                 pass
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -214,7 +218,8 @@ class Supervisor:
         if self._phase is _Phase.DRAINING and not self._running():
             self._phase = _Phase.STOPPING
             self._deadline = time.monotonic() + GRACE_SECONDS
-            self._control.close()
+            with suppress(OSError):  # there may be no keeper any more
+                self._control.send(END)
         if self._phase is _Phase.STOPPING and self._hasty:
             signal_child(self._keeper, signal.SIGKILL)  # the engines end by themselves when it is gone
 

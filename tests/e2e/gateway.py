@@ -40,13 +40,16 @@ class GatewayUnderTest:
         """Process id of the engine this gateway launched and keeps."""
         return next(iter(engines_below(self.process.pid)), None)
 
-    def engine_metric(self, name: str) -> float:
-        """A counter of the engine's own, read past the gateway on the engine's private socket."""
+    def engine_socket(self) -> Path:
+        """The engine's private socket."""
         pid = self.engine_pid()
         assert pid is not None, "no engine runs"
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        socket = words[words.index(b"--uds") + 1].decode()
-        with httpx.Client(transport=httpx.HTTPTransport(uds=socket), timeout=10) as client:
+        return Path(words[words.index(b"--uds") + 1].decode())
+
+    def engine_metric(self, name: str) -> float:
+        """A counter of the engine's own, read past the gateway on the engine's private socket."""
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.engine_socket())), timeout=10) as client:
             return metric(client.get("http://engine/metrics").text, f"upshift_engine_{name}")
 
 

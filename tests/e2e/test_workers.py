@@ -180,9 +180,11 @@ async def test_sigterm_under_load_loses_no_request(own_gateway: GatewayUnderTest
 
 def test_killed_supervisor_leaves_nothing_behind(own_gateway: GatewayUnderTest) -> None:
     everything = everything_of(own_gateway)
+    folder = own_gateway.engine_socket().parent
     assert len(everything) == 5
     own_gateway.process.kill()
     assert wait_for(lambda: not any(map(is_alive, everything))) < 5
+    assert not folder.exists()
 
 
 def test_model_that_does_not_load_ends_all_of_it(tmp_path: Path, tiny_model: Path) -> None:

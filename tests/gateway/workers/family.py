@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from gateway.workers.supervisor import CANNOT_START, GRACE_SECONDS, HOPELESS, Supervisor
+from gateway.workers.supervisor import CANNOT_START, END, GRACE_SECONDS, HOPELESS, Supervisor
 
 MODES = sys.argv[1:]
 
@@ -23,7 +23,7 @@ def keep(control: socket.socket) -> int:
     channels: list[int] = []
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 64, 1)
-        if not message:
+        if message == END:
             say("keeper told to end")
             return 0
         channels += descriptors

@@ -22,7 +22,7 @@ from backends.process import EngineProcess
 from config.schema import GgufSettings, ModelSettings
 from gateway.workers.keeper import Keeper
 from gateway.workers.link import KeeperGone, Link
-from gateway.workers.supervisor import HOPELESS
+from gateway.workers.supervisor import END, HOPELESS
 from tests.backends.supervised import LIMIT_SECONDS, TIMING, fake_argv, is_gone
 from tests.fakes import body_of
 
@@ -49,11 +49,14 @@ class Kept:
         self.listening.append(asyncio.create_task(link.listen()))
         return link
 
-    async def end(self) -> int:
+    async def end(self) -> int | None:
+        """The exit code; None when the test has killed it."""
+        if not self.task.done():
+            self.control.send(END)
+        await asyncio.wait({self.task})
         self.control.close()
-        code = await self.task
         await asyncio.gather(*self.listening)
-        return code
+        return None if self.task.cancelled() else self.task.result()
 
 
 @asynccontextmanager
@@ -158,6 +161,18 @@ async def test_serving_is_said_once_when_every_worker_does() -> None:
         links[1].serving()
         await links[1].total()
         assert not kept.serving.is_set()
+
+
+async def test_keeper_whose_supervisor_was_killed_leaves_the_engine_to_its_own_end() -> None:
+    """An engine that it stopped would leave its folder behind, for the keeper is killed as well before it is done."""
+    async with keeper() as kept:
+        link = await kept.link(0)
+        await until(partial(is_ready, link.backend(MODEL)))
+        kept.control.shutdown(socket.SHUT_WR)
+        await link.total()
+        assert kept.process.state is BackendState.READY
+        kept.task.cancel()
+        await asyncio.wait({kept.task})
 
 
 async def test_keeper_without_a_model_that_loads_ends() -> None:
