@@ -8,30 +8,26 @@ from __future__ import annotations
 from math import inf
 
 from backends.base import BackendResponse, BackendState, InferenceRequest
-from backends.engine import KIND, not_ready
+from backends.engine import not_ready
 from backends.http import HttpClient
 from backends.lifecycle import EngineStatus
 from backends.openai import OpenAIBackend
 
 
 class BorrowedEngine:
-    """Calls an engine as GgufBackend does and knows of it what it is told. Belongs to one event loop."""
+    """Calls an engine as EngineBackend does and knows of it what it is told. Belongs to one event loop."""
 
-    def __init__(self, status: EngineStatus) -> None:
-        """The address in `status` holds for good."""
+    def __init__(self, kind: str, status: EngineStatus) -> None:
+        """The address in `status` holds for good; `kind` is "gguf" or "vllm"."""
+        self.name = kind
         self._status = status
-        # As in GgufBackend: how long an answer may take is for the caller to say.
+        # As in EngineBackend: how long an answer may take is for the caller to say.
         self._client = HttpClient(status.address, response_timeout_seconds=inf, idle_timeout_seconds=inf)
         self._calls = OpenAIBackend(self.name, self._client, state=lambda: self.state)
 
     def tell(self, status: EngineStatus) -> None:
         """What is known of the engine from now on."""
         self._status = status
-
-    @property
-    def name(self) -> str:
-        """The kind of engine."""
-        return KIND
 
     @property
     def state(self) -> BackendState:
@@ -49,9 +45,9 @@ class BorrowedEngine:
         return self._status.failure
 
     async def send(self, request: InferenceRequest) -> BackendResponse:
-        """As GgufBackend's."""
+        """As EngineBackend's."""
         if self._status.state is not BackendState.READY:
-            raise not_ready(self._status)
+            raise not_ready(self.name, self._status)
         return await self._calls.send(request)
 
     async def start(self) -> None:

@@ -1,4 +1,4 @@
-"""GgufBackend: a model served by a GGUF engine that we run ourselves, behind the Backend seam.
+"""EngineBackend: a model served by an engine that we run ourselves, behind the Backend seam.
 
 Neighbours: process.py (keeps the engine running), openai.py (calls it), factory.py (builds this from settings),
 borrowed.py (the calls alone, for a process that does not own the engine).
@@ -15,21 +15,19 @@ from backends.lifecycle import EngineStatus
 from backends.openai import OpenAIBackend
 from backends.process import EngineProcess
 
-# The kind of engine: with the model it tells upstreams apart in headers, metrics and logs.
-KIND = "gguf"
 
-
-def not_ready(status: EngineStatus) -> BackendError:
+def not_ready(kind: str, status: EngineStatus) -> BackendError:
     """What a call to an engine in any state but READY raises."""
     if status.state is BackendState.STARTING:
-        return BackendLoading("The model is loading.", backend=KIND, progress=status.progress)
-    return BackendUnavailable(f"The engine is {status.state}: {status.failure or 'not running'}.", backend=KIND)
+        return BackendLoading("The model is loading.", backend=kind, progress=status.progress)
+    return BackendUnavailable(f"The engine is {status.state}: {status.failure or 'not running'}.", backend=kind)
 
 
-class GgufBackend:
-    """One engine process, which it owns, and the calls to it."""
+class EngineBackend:
+    """One engine process, which it owns, and the calls to it. `name` is the kind of engine, "gguf" or "vllm"."""
 
-    def __init__(self, process: EngineProcess) -> None:
+    def __init__(self, kind: str, process: EngineProcess) -> None:
+        self.name = kind
         self._process = process
         self._connect()
 
@@ -39,9 +37,9 @@ class GgufBackend:
         self._calls = OpenAIBackend(self.name, self._client, state=lambda: self.state)
 
     @property
-    def name(self) -> str:
-        """The kind of engine."""
-        return KIND
+    def engine(self) -> str:
+        """The engine's own name, unique in this gateway."""
+        return self._process.name
 
     @property
     def state(self) -> BackendState:
@@ -81,7 +79,7 @@ class GgufBackend:
         """As the protocol says. Without an engine that is READY nothing is sent: BackendLoading while it starts,
         otherwise BackendUnavailable with the cause."""
         if self._process.state is not BackendState.READY:
-            raise not_ready(self._process.status)
+            raise not_ready(self.name, self._process.status)
         return await self._calls.send(request)
 
     async def start(self) -> None:

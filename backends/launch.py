@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePlan:
+    """An engine that is to be launched: its kind ("gguf", "vllm"), a name of its own in this gateway, and its command
+    line for a given Unix socket."""
+
+    kind: str
+    name: str
+    argv: Callable[[str], Sequence[str]]
 
 
 def gguf_engine_argv(

@@ -81,6 +81,13 @@ class GgufSettings(_Tree):
         return self
 
 
+class VllmSettings(_Tree):
+    """A model served by vLLM replicas that run elsewhere."""
+
+    urls: tuple[Endpoint, ...] = Field(min_length=1, max_length=256)
+    """Base URLs of vLLM servers, all of which serve the model under the same name."""
+
+
 class ModelSettings(_Tree):
     """One logical model: the name clients use, and what serves it."""
 
@@ -93,8 +100,23 @@ class ModelSettings(_Tree):
     context_tokens: Annotated[int, Field(strict=True, ge=64, le=16_777_216)] | None = None
     """Longest prompt plus answer, in tokens. Unset: what the model was trained for, at most 4,096."""
 
-    gguf: GgufSettings
+    gguf: GgufSettings | None = None
     """The GGUF engine that serves the model."""
+
+    vllm: VllmSettings | None = None
+    """The vLLM servers that serve the model. With `gguf` beside it the router chooses for each request."""
+
+    @model_validator(mode="after")
+    def _served_by_something(self) -> ModelSettings:
+        if self.gguf is None and self.vllm is None:
+            raise PydanticCustomError("no_engine", "should have gguf, vllm or both")
+        return self
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """What serves it, for people: files and URLs."""
+        gguf = () if self.gguf is None else (self.gguf.source or self.gguf.openai or "",)
+        return (*gguf, *(() if self.vllm is None else self.vllm.urls))
 
 
 class ServerSettings(_Tree):

@@ -17,7 +17,7 @@ from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
 from backends.base import Backend
-from backends.factory import create_backend
+from backends.factory import create_backends
 from config.schema import ModelSettings, Settings
 from gateway import health
 from gateway.api import openai
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 def create_app(
     settings: Settings,
     *,
-    make_backend: Callable[[ModelSettings], Backend] = create_backend,
+    make_backends: Callable[[ModelSettings], Sequence[Backend]] = create_backends,
     access_log: AccessLog | None = None,
     limits: LimitStore | None = None,
     worker: int = 0,
@@ -59,9 +59,9 @@ def create_app(
     ready. Raises ConfigError for a keys file that cannot be used.
     """
     access_log = access_log or AccessLog(lambda _: None)
-    upstreams = [(model, Upstream(make_backend(model))) for model in settings.models]
-    catalog = _catalog(upstreams)
-    named = [(model.name, upstream) for model, upstream in upstreams]
+    pools = [UpstreamPool(model.name, tuple(map(Upstream, make_backends(model)))) for model in settings.models]
+    catalog = ModelCatalog(zip(map(_entry, settings.models), pools, strict=True))
+    named = [(pool.model, upstream) for pool in pools for upstream in pool.upstreams]
     readiness = health.Readiness(named)
     metrics = Metrics()
     for model, upstream in named:
@@ -77,14 +77,8 @@ def create_app(
     return DataPlane(relay, guard, control_plane, readiness)
 
 
-def _catalog(upstreams: Sequence[tuple[ModelSettings, Upstream]]) -> ModelCatalog:
-    return ModelCatalog(
-        (
-            CatalogEntry(model.name, model.aliases, model.context_tokens),
-            UpstreamPool(model.name, (upstream,)),
-        )
-        for model, upstream in upstreams
-    )
+def _entry(model: ModelSettings) -> CatalogEntry:
+    return CatalogEntry(model.name, model.aliases, model.context_tokens)
 
 
 def _control_plane(  # noqa: PLR0917 - the one call has the same names

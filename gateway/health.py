@@ -38,7 +38,8 @@ class Readiness:
     @property
     def waiting_for(self) -> list[str]:
         """Names of the models that cannot answer now."""
-        return [model for model, upstream in self.upstreams if upstream.backend.state is not BackendState.READY]
+        ready = {model for model, upstream in self.upstreams if upstream.backend.state is BackendState.READY}
+        return [model for model in dict.fromkeys(model for model, _ in self.upstreams) if model not in ready]
 
     @property
     def hopeless(self) -> bool:
@@ -93,13 +94,14 @@ def routes(readiness: Readiness, version: str) -> APIRouter:
 
 
 async def announce(readiness: Readiness, interval_seconds: float = 0.1) -> None:
-    """Logs each time a model becomes ready, and how long that took, until cancelled. What goes wrong instead is logged
-    by the engine's supervisor. Polls: states change a few times in a process's life."""
-    waiting = {model: monotonic() for model, _ in readiness.upstreams}
+    """Logs each time a model becomes ready on a backend, and how long that took, until cancelled. What goes wrong
+    instead is logged by the engine's supervisor. Polls: states change a few times in a process's life."""
+    waiting = {upstream: monotonic() for _, upstream in readiness.upstreams}
     while True:
         for model, upstream in readiness.upstreams:
             if upstream.backend.state is not BackendState.READY:
-                waiting.setdefault(model, monotonic())
-            elif model in waiting:
-                logger.info("model %s is ready after %.1f s", model, monotonic() - waiting.pop(model))
+                waiting.setdefault(upstream, monotonic())
+            elif upstream in waiting:
+                seconds = monotonic() - waiting.pop(upstream)
+                logger.info("model %s is ready on %s after %.1f s", model, upstream.backend.name, seconds)
         await asyncio.sleep(interval_seconds)

@@ -243,7 +243,7 @@ def banner(settings: Settings, url: str, workers: int = 1) -> str:
     lines = [f"Upshift {version('upshift')} listens on {url}/v1{also}"]
     for model in settings.models:
         also = f"  (also {', '.join(model.aliases)})" if model.aliases else ""
-        lines.append(f"  {model.name:<24} {model.gguf.source or model.gguf.openai}{also}")
+        lines.append(f"  {model.name:<24} {', '.join(model.places)}{also}")
     body = f'{{"model":"{settings.models[0].name}","stream":true,"messages":[{{"role":"user","content":"Hello!"}}]}}'
     lines += [
         "Try it:",

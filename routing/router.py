@@ -1,7 +1,6 @@
 """Sends a request to an upstream of its model and counts it there until its response is closed.
 
-Every model has one upstream so far, so the decision is a foregone one; it is recorded all the same, for
-`x-upshift-reason`. Neighbours: catalog.py (name to pool), upstream.py (the count), backends/base.py (the call).
+Neighbours: catalog.py (name to pool), upstream.py (the count), backends/base.py (the call).
 """
 
 from __future__ import annotations
@@ -9,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from backends.base import BackendResponse, InferenceRequest
+from backends.base import BackendResponse, BackendState, InferenceRequest
 from routing.catalog import ModelCatalog
-from routing.upstream import Upstream
+from routing.upstream import Upstream, UpstreamPool
 
 
 class Decision(NamedTuple):
@@ -51,7 +50,7 @@ class Router:
     async def dispatch(self, request: InferenceRequest) -> Routed:
         """Returns once an upstream has answered with headers. Raises ModelNotFound or the upstream's BackendError;
         after an error or a cancellation nothing is left in flight."""
-        decision = Decision(self.catalog.resolve(request.model).upstreams, "only")
+        decision = _decide(self.catalog.resolve(request.model))
         upstream = decision.upstreams[0]
         upstream.in_flight += 1
         try:
@@ -60,3 +59,11 @@ class Router:
             upstream.in_flight -= 1
             raise
         return Routed(response, upstream, decision)
+
+
+def _decide(pool: UpstreamPool) -> Decision:
+    """The first upstream that is ready; where none is, the first one, which says why not."""
+    if len(pool.upstreams) == 1:
+        return Decision(pool.upstreams, "only")
+    ready = tuple(upstream for upstream in pool.upstreams if upstream.backend.state is BackendState.READY)
+    return Decision(ready or pool.upstreams, "first_ready")

@@ -5,20 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backends.base import Backend
+from backends.load import EngineLoad
 
 
 @dataclass(slots=True, eq=False)
 class Upstream:
     """One place to send requests of a model to. `in_flight` counts from dispatch until the response is closed; only
-    Router changes it."""
+    Router changes it. `load` is what the engine last said of itself, None while nothing fresh is known."""
 
     backend: Backend
     in_flight: int = 0
+    load: EngineLoad | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class UpstreamPool:
-    """Everything that serves one model. `model` is its configured name, whatever alias a client used."""
+    """Everything that serves one model. `model` is its configured name, whatever alias a client used. `upstreams` is
+    replaced as a whole when members join or leave."""
 
     model: str
     upstreams: tuple[Upstream, ...]

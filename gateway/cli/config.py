@@ -33,7 +33,9 @@ def check(file: Path | None) -> None:
     """Report everything wrong with FILE (default: UPSHIFT_CONFIG), its keys file, and whether its models exist."""
     loaded = _load(file)
     _check_keys(loaded)
-    problems = [(model.name, models.problem_with(model.gguf.source)) for model in loaded.settings.models]
+    problems = [
+        (model.name, models.problem_with(model.gguf.source if model.gguf else None)) for model in loaded.settings.models
+    ]
     found = [f"{name}: {problem}" for name, problem in problems if problem]
     if found:
         raise click.ClickException("; ".join(found))

@@ -77,8 +77,9 @@ def _show_models(file: Path | None) -> bool:
         return False
     fine = True
     for model in settings.models:
-        problem = models.problem_with(model.gguf.source)
-        fact = f"{model.gguf.source} found" if model.gguf.source else f"served at {model.gguf.openai}, not asked"
-        click.echo(f"model     {model.name}: {problem or fact}")
+        source = model.gguf.source if model.gguf else None
+        problem = models.problem_with(source)
+        facts = [f"{place} found" if place == source else f"served at {place}, not asked" for place in model.places]
+        click.echo(f"model     {model.name}: {problem or ', '.join(facts)}")
         fine = fine and not problem
     return fine

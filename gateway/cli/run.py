@@ -43,16 +43,16 @@ def run(
     git diff | upshift run ./llama.gguf "Write a commit message:"
     """
     settings = models.as_settings(model, context_tokens)
-    models.check_source(settings.gguf.source)
+    models.check_source(settings.gguf.source if settings.gguf else None)
     once = _question(question)
 
-    from backends.factory import create_backend  # noqa: PLC0415 - help must not pay for the engine's side
+    from backends.factory import create_backends  # noqa: PLC0415 - help must not pay for the engine's side
     from gateway.cli.chat import Chat, ChatFailed, LoopThread  # noqa: PLC0415
 
     # What it would log, it also says by failing; between the lines of a conversation nobody wants to read it twice.
     logging.getLogger("backends").setLevel(logging.CRITICAL)
     with LoopThread() as background:
-        chat = Chat(create_backend(settings), settings.name, system, temperature)
+        chat = Chat(create_backends(settings)[0], settings.name, system, temperature)
         try:
             background.call(chat.start(_show_progress))
             _clear_progress()

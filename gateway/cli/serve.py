@@ -51,7 +51,7 @@ def serve(  # noqa: PLR0917 - click gives them by name
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
     for model in settings.models:
-        models.check_source(model.gguf.source)
+        models.check_source(model.gguf.source if model.gguf else None)
 
     from gateway.server import ListenError  # noqa: PLC0415
     from gateway.workers.start import serve as run_gateway  # noqa: PLC0415

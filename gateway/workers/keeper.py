@@ -15,7 +15,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from backends.engine import GgufBackend
+from backends.engine import EngineBackend
 from gateway.health import Readiness, announce
 from gateway.workers.channel import Channel
 from gateway.workers.supervisor import END, HOPELESS
@@ -30,19 +30,19 @@ class Keeper:
 
     def __init__(
         self,
-        engines: Mapping[str, GgufBackend],
+        engines: Mapping[str, EngineBackend],
         workers: int,
         on_serving: Callable[[], None],
         *,
         needed: bool = True,
     ) -> None:
-        """`engines` by model, stopped; `on_serving` is called once, when `workers` workers accept connections. Where
-        they are not `needed`, because there are other models, the gateway goes on without any of them."""
+        """`engines` by their names, stopped; `on_serving` is called once, when `workers` workers accept connections.
+        Where they are not `needed`, because there are other models, the gateway goes on without any of them."""
         self._needed = needed
         self._engines = engines
         self._workers = workers
         self._on_serving = on_serving
-        self._readiness = Readiness([(model, Upstream(engine)) for model, engine in engines.items()])
+        self._readiness = Readiness([(name.rpartition("/")[0], Upstream(engine)) for name, engine in engines.items()])
         self._tally = Tally(_own_registry())
         self._channels: set[Channel] = set()
         self._complete = False
@@ -57,8 +57,8 @@ class Keeper:
             async with asyncio.TaskGroup() as group:
                 self._spawn(group, self._take_workers(control, ended, group))
                 self._spawn(group, announce(self._readiness))
-                for model, engine in self._engines.items():
-                    self._spawn(group, self._follow(model, engine, ended))
+                for name, engine in self._engines.items():
+                    self._spawn(group, self._follow(name, engine, ended))
                     await engine.start()
                 code = await ended
                 for task in self._tasks:
@@ -89,16 +89,16 @@ class Keeper:
         if not ended.done():
             ended.set_result(0)
 
-    async def _follow(self, model: str, engine: GgufBackend, ended: asyncio.Future[int]) -> None:
+    async def _follow(self, name: str, engine: EngineBackend, ended: asyncio.Future[int]) -> None:
         while True:
-            self._tell({model: engine})
+            self._tell({name: engine})
             if self._needed and self._readiness.hopeless and not ended.done():
                 logger.error("no model can be served: stopping")
                 ended.set_result(HOPELESS)
             await engine.changed()
 
-    def _tell(self, engines: Mapping[str, GgufBackend], channel: Channel | None = None) -> None:
-        message = {"engines": {model: asdict(engine.status) for model, engine in engines.items()}}
+    def _tell(self, engines: Mapping[str, EngineBackend], channel: Channel | None = None) -> None:
+        message = {"engines": {name: asdict(engine.status) for name, engine in engines.items()}}
         for each in self._channels if channel is None else (channel,):
             each.send(message)
 

@@ -14,7 +14,8 @@ from prometheus_client import CollectorRegistry
 
 from backends.base import Backend, BackendState
 from backends.borrowed import BorrowedEngine
-from backends.factory import create_backend
+from backends.factory import create_backends
+from backends.launch import EnginePlan
 from backends.lifecycle import EngineStatus
 from config.schema import ModelSettings
 from gateway.workers.channel import Channel
@@ -34,7 +35,7 @@ class Link:
 
     def __init__(self, channel: Channel, engines: Mapping[str, EngineStatus]) -> None:
         self._channel = channel
-        self._engines = {model: BorrowedEngine(status) for model, status in engines.items()}
+        self._engines = {name: BorrowedEngine(name.rpartition("/")[2], status) for name, status in engines.items()}
         self._registry = CollectorRegistry()
         self._totals: list[asyncio.Future[CollectorRegistry]] = []
         self._gone = False
@@ -48,11 +49,15 @@ class Link:
         if first is None:
             channel.close()
             raise KeeperGone("the keeper ended before it said anything")
-        return cls(channel, {model: status_from(fields) for model, fields in first["engines"].items()})
+        return cls(channel, {name: status_from(fields) for name, fields in first["engines"].items()})
 
-    def backend(self, model: ModelSettings) -> Backend:
-        """The calls to the engine of `model`, or to the endpoint that somebody else runs."""
-        return self._engines.get(model.name) or create_backend(model)
+    def backends(self, model: ModelSettings) -> tuple[Backend, ...]:
+        """The calls to what serves `model`: the keeper's engines, and endpoints that somebody else runs."""
+
+        def borrow(plan: EnginePlan) -> Backend:
+            return self._engines[plan.name]
+
+        return create_backends(model, borrow)
 
     def share(self, registry: CollectorRegistry) -> Callable[[], Awaitable[CollectorRegistry]]:
         """`registry` shows this worker's numbers, to be asked for from now on. Returns `total`."""
@@ -96,8 +101,8 @@ class Link:
                 answer.set_exception(KeeperGone("the keeper has ended"))
 
     def _hear(self, message: dict[str, Any]) -> None:
-        for model, fields in message.get("engines", {}).items():
-            self._engines[model].tell(status_from(fields))
+        for name, fields in message.get("engines", {}).items():
+            self._engines[name].tell(status_from(fields))
         if message.get("ask") == "numbers":
             self.send_numbers()
         if "total" in message:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import uvloop
 
-from backends.engine import GgufBackend
-from backends.factory import create_backend
+from backends.engine import EngineBackend
+from backends.factory import create_backends
 from backends.hardware import detect
 from config.schema import Settings
 from gateway import log, server
@@ -38,8 +38,8 @@ def _serve_with(settings: Settings, workers: int) -> int:
     limits = LimitStore(workers=workers)
 
     def keep(control: socket.socket) -> int:
-        backends = {model.name: create_backend(model) for model in settings.models}
-        engines = {name: backend for name, backend in backends.items() if isinstance(backend, GgufBackend)}
+        backends = [backend for model in settings.models for backend in create_backends(model)]
+        engines = {backend.engine: backend for backend in backends if isinstance(backend, EngineBackend)}
         keeper = Keeper(
             engines,
             workers,

@@ -66,7 +66,7 @@ def run_worker(settings: Settings, place: Place, listeners: Sequence[socket.sock
             mine = _share_of(settings, place.workers)
             app = create_app(
                 mine,
-                make_backend=link.backend,
+                make_backends=link.backends,
                 access_log=AccessLog(shared_writer(sys.stdout.fileno())),
                 limits=place.limits,
                 worker=place.index,

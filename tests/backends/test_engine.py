@@ -1,4 +1,4 @@
-"""GgufBackend over a fake engine process: what callers meet in each state, and across a crash."""
+"""EngineBackend over a fake engine process: what callers meet in each state, and across a crash."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from backends.base import BackendResponse, BackendState, InferenceRequest, Operation
-from backends.engine import GgufBackend
+from backends.engine import EngineBackend
 from backends.errors import BackendLoading, BackendProtocolError, BackendUnavailable, EngineStartFailed
 from backends.process import EngineProcess
 from tests.backends.fake_engine import EVENT
 from tests.backends.supervised import LIMIT_SECONDS, TIMING, Pauses, fake_argv
 from tests.fakes import body_of
 
-Make = Callable[..., tuple[GgufBackend, EngineProcess, Pauses]]
+Make = Callable[..., tuple[EngineBackend, EngineProcess, Pauses]]
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 
 
 @pytest.fixture
 async def make() -> AsyncIterator[Make]:
-    made: list[GgufBackend] = []
+    made: list[EngineBackend] = []
 
-    def build(*modes: str) -> tuple[GgufBackend, EngineProcess, Pauses]:
+    def build(*modes: str) -> tuple[EngineBackend, EngineProcess, Pauses]:
         pauses = Pauses()
         process = EngineProcess("demo", lambda path: fake_argv(path, *modes), timing=TIMING, sleep=pauses)
-        made.append(GgufBackend(process))
+        made.append(EngineBackend("gguf", process))
         return made[-1], process, pauses
 
     yield build

@@ -6,23 +6,23 @@ from pathlib import Path
 import pytest
 
 from backends.base import BackendState, InferenceRequest, Operation
-from backends.engine import GgufBackend
+from backends.engine import EngineBackend
 from backends.errors import BackendUnavailable, EngineStartFailed
-from backends.factory import create_backend
-from config.schema import GgufSettings, ModelSettings
+from backends.factory import create_backends
+from config.schema import GgufSettings, ModelSettings, VllmSettings
 from tests.backends.peer import answer, says, serve
 from tests.fakes import body_of
 
 
-def engine_for(model: ModelSettings) -> GgufBackend:
-    backend = create_backend(model)
-    assert isinstance(backend, GgufBackend)
+def engine_for(model: ModelSettings) -> EngineBackend:
+    (backend,) = create_backends(model)
+    assert isinstance(backend, EngineBackend)
     return backend
 
 
 def test_nothing_is_started_by_building(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    backend = create_backend(ModelSettings(name="demo", gguf=GgufSettings(source="demo")))
+    (backend,) = create_backends(ModelSettings(name="demo", gguf=GgufSettings(source="demo")))
     assert (backend.name, backend.state) == ("gguf", BackendState.STOPPED)
     assert list(tmp_path.iterdir()) == []
 
@@ -30,7 +30,7 @@ def test_nothing_is_started_by_building(tmp_path: Path, monkeypatch: pytest.Monk
 async def test_endpoint_gets_the_body_unchanged_and_is_let_go_of_at_the_end() -> None:
     answered = answer(b'{"ok": true}', b"content-type: application/json")
     async with serve(says(answered), over="tcp") as peer:
-        backend = create_backend(ModelSettings(name="far", gguf=GgufSettings(openai=peer.address + "/v1")))
+        (backend,) = create_backends(ModelSettings(name="far", gguf=GgufSettings(openai=peer.address + "/v1")))
         assert (backend.name, backend.state, peer.connections) == ("gguf", BackendState.STOPPED, 0)
         await backend.start()
         assert (backend.state, peer.connections) == (BackendState.READY, 0)
@@ -62,6 +62,12 @@ async def test_settings_reach_the_engines_command_line(tmp_path: Path, monkeypat
         "--name=demo --name=gpt-4 --name=o1 --parallel=2 --threads=1 --context-tokens=512 -- /models/m.gguf"
     )
     await backend.stop()
+
+
+async def test_one_name_has_its_engine_first_and_then_each_replica() -> None:
+    vllm = VllmSettings(urls=("http://gpu-0:8000", "http://gpu-1:8000"))
+    model = ModelSettings(name="m", gguf=GgufSettings(source="demo"), vllm=vllm)
+    assert [backend.name for backend in create_backends(model)] == ["gguf", "vllm", "vllm"]
 
 
 @pytest.mark.engine

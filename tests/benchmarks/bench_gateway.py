@@ -85,7 +85,7 @@ def serve(variant: str, ready: Connection) -> None:
     if variant == "gateway":
         model = ModelSettings(name="instant", gguf=GgufSettings(source="demo"))
         access_log = AccessLog(writer(Path(os.devnull).open("w")))  # noqa: SIM115 - until the process ends
-        app = create_app(Settings(models=(model,)), make_backend=lambda _: InstantBackend(), access_log=access_log)
+        app = create_app(Settings(models=(model,)), make_backends=lambda _: [InstantBackend()], access_log=access_log)
     sockets = bind("127.0.0.1", 0)
     http = connection_class(app, 4096) if variant == "gateway" else "httptools"
     config = uvicorn.Config(

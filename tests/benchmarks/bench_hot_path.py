@@ -163,7 +163,7 @@ async def whole(body: bytes, connections: int = 16, turns: int = 40) -> float:
     """How many baselines a call takes from its bytes to its answer's, everything between included."""
     model = ModelSettings(name="instant", gguf=GgufSettings(source="demo"))
     log = AccessLog(lambda _: None)
-    app = create_app(Settings(models=(model,)), make_backend=lambda _: InstantBackend(), access_log=log)
+    app = create_app(Settings(models=(model,)), make_backends=lambda _: [InstantBackend()], access_log=log)
     http = connection_class(app, connections)
     config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", http=http)
     config.load()

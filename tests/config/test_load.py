@@ -11,7 +11,7 @@ import yaml
 import config
 from config.errors import ConfigError
 from config.load import MAX_FILE_BYTES, Override, load
-from config.schema import AuthSettings, LimitSettings, Settings
+from config.schema import AuthSettings, GgufSettings, LimitSettings, ModelSettings, Settings, VllmSettings
 from config.show import show
 
 EXAMPLE = Path(config.__file__).parent / "example.yaml"
@@ -35,8 +35,9 @@ def test_example_names_every_key_and_is_valid() -> None:
     data = yaml.safe_load(EXAMPLE.read_text())
     assert set(data["server"]) == set(settings.server.model_fields_set)
     assert set(data["server"]) == set(type(settings.server).model_fields)
-    assert set(data["models"][0]) == set(type(settings.models[0]).model_fields)
-    assert set(data["models"][0]["gguf"]) == set(type(settings.models[0].gguf).model_fields)
+    assert {key for model in data["models"] for key in model} == set(ModelSettings.model_fields)
+    assert set(data["models"][0]["gguf"]) == set(GgufSettings.model_fields)
+    assert set(data["models"][1]["vllm"]) == set(VllmSettings.model_fields)
     assert set(data["limits"]["default"]) == set(LimitSettings.model_fields)
     assert set(data) == set(Settings.model_fields)
 
@@ -90,7 +91,7 @@ def test_variables_read_as_if_written_in_the_file(
 
 def test_variable_in_quotes_stays_text_and_two_dollars_escape(tmp_path: Path) -> None:
     text = 'models: [{name: a, gguf: {source: "/${N}"}}, {name: b, gguf: {source: "/$${N}"}}]'
-    sources = [m.gguf.source for m in load(written(tmp_path, text), environ={"N": "1"}).settings.models]
+    sources = [m.gguf and m.gguf.source for m in load(written(tmp_path, text), environ={"N": "1"}).settings.models]
     assert sources == ["/1", "/${N}"]
 
 
@@ -109,7 +110,7 @@ models:
   - {name: c, gguf: {source: /srv/c.gguf}}
   - {name: d, gguf: {source: demo}}
 """
-    sources = [m.gguf.source for m in load(written(tmp_path, text), environ={}).settings.models]
+    sources = [m.gguf and m.gguf.source for m in load(written(tmp_path, text), environ={}).settings.models]
     assert sources == [str(tmp_path / "models/a.gguf"), "/home/someone/b.gguf", "/srv/c.gguf", "demo"]
 
 
@@ -134,7 +135,7 @@ MODEL = "models:\n  - name: a\n    gguf: {source: demo}\n"
         ("models: []", "line 1: models: should have at least one entry"),
         ("models: {}", "line 1: models: should be a list"),
         ("models:\n  - gguf: {source: demo}", "line 2: models[0].name: is missing"),
-        ("models:\n  - name: a", "line 2: models[0].gguf: is missing"),
+        ("models:\n  - name: a", "line 2: models[0]: should have gguf, vllm or both"),
         (MODEL + "    context_tokens: 1", "line 4: models[0].context_tokens: should be greater than or equal to 64"),
         (
             "models:\n  - name: a\n    gguf: {parallel: 1}",

@@ -15,7 +15,7 @@ def model(name: str, *aliases: str) -> ModelSettings:
 def test_defaults_serve_the_demo_model_on_loopback() -> None:
     settings = Settings()
     assert (settings.server.host, settings.server.port) == ("127.0.0.1", 8484)
-    assert [(m.name, m.gguf.source) for m in settings.models] == [("demo", "demo")]
+    assert [(m.name, m.gguf and m.gguf.source) for m in settings.models] == [("demo", "demo")]
 
 
 def test_settings_cannot_be_changed() -> None:

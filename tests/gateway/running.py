@@ -126,7 +126,7 @@ async def serving(*backends: FakeBackend, edge: dict[str, Any] | None = None, **
     )
     written: list[str] = []
     access_log = AccessLog(written.append)
-    app = create_app(settings, make_backend=lambda model: by_name[model.name], access_log=access_log)
+    app = create_app(settings, make_backends=lambda model: [by_name[model.name]], access_log=access_log)
     async with _lifespan(app), _listening(app, settings.server.max_connections) as (port, state):
         address = f"http://127.0.0.1:{port}"
         async with httpx.AsyncClient(base_url=address, verify=False, trust_env=False, timeout=10) as client:  # noqa: S501

@@ -41,5 +41,5 @@ async def test_lifespan_starts_and_stops_the_backends() -> None:
 
 def test_building_an_application_starts_nothing() -> None:
     backend = FakeBackend(state=BackendState.STOPPED)
-    create_app(Settings(), make_backend=lambda _: backend)
+    create_app(Settings(), make_backends=lambda _: [backend])
     assert backend.state is BackendState.STOPPED

@@ -70,7 +70,7 @@ async def test_each_time_a_model_becomes_ready_is_announced() -> None:
             for _ in range(2):
                 await asyncio.sleep(0)
                 backend.state = BackendState.READY
-                assert (await told.get()).startswith("model m is ready after 0.")
+                assert (await told.get()).startswith("model m is ready on m after 0.")
                 backend.state = BackendState.STARTING
                 for _ in range(3):
                     await asyncio.sleep(0)

@@ -113,7 +113,7 @@ async def running(
 ) -> AsyncIterator[tuple[GatewayServer, int, asyncio.Task[None]]]:
     model = ModelSettings(name="fake", gguf=GgufSettings(source="demo"))
     settings = Settings(server=ServerSettings(port=0, drain_seconds=drain_seconds), models=(model,))
-    app = create_app(settings, make_backend=lambda _: backend)
+    app = create_app(settings, make_backends=lambda _: [backend])
     sockets = bind("127.0.0.1", 0)
     listening = asyncio.Event()
     server = GatewayServer(settings, app, listening.set)

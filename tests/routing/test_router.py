@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from backends.base import BackendResponse, InferenceRequest, Operation
+from backends.base import BackendResponse, BackendState, InferenceRequest, Operation
 from backends.errors import BackendError, BackendOverloaded, BackendProtocolError
 from routing.catalog import CatalogEntry, ModelCatalog
 from routing.errors import ModelNotFound
@@ -127,3 +127,12 @@ async def test_break_in_the_middle_passes_through() -> None:
     assert caught.value.backend == "fake"
     await routed.aclose()
     assert upstream.in_flight == 0
+
+
+async def test_of_several_upstreams_the_first_that_is_ready_is_asked() -> None:
+    loading, first, second = FakeBackend("gguf", state=BackendState.STARTING), FakeBackend("vllm"), FakeBackend("vllm")
+    pool = UpstreamPool("demo", tuple(map(Upstream, (loading, first, second))))
+    routed = await Router(ModelCatalog([(CatalogEntry("demo"), pool)])).dispatch(_request())
+    await routed.aclose()
+    assert [len(backend.requests) for backend in (loading, first, second)] == [0, 1, 0]
+    assert routed.decision.reason == "first_ready"

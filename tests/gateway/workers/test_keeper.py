@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from backends.base import BackendState, InferenceRequest, Operation
 from backends.borrowed import BorrowedEngine
-from backends.engine import GgufBackend
+from backends.engine import EngineBackend
 from backends.errors import BackendLoading, BackendUnavailable
 from backends.process import EngineProcess
 from config.schema import GgufSettings, ModelSettings
@@ -61,10 +61,10 @@ class Kept:
 
 @asynccontextmanager
 async def keeper(*modes: str) -> AsyncIterator[Kept]:
-    process = EngineProcess("m", lambda path: fake_argv(path, *modes), timing=TIMING)
+    process = EngineProcess("m/gguf", lambda path: fake_argv(path, *modes), timing=TIMING)
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     serving = asyncio.Event()
-    kept = Keeper({"m": GgufBackend(process)}, 2, serving.set)
+    kept = Keeper({"m/gguf": EngineBackend("gguf", process)}, 2, serving.set)
     async with asyncio.timeout(LIMIT_SECONDS):
         with theirs:
             running = Kept(process, control, asyncio.create_task(kept.run(theirs)), serving)
@@ -74,7 +74,7 @@ async def keeper(*modes: str) -> AsyncIterator[Kept]:
 
 def borrowed(link: Link) -> BorrowedEngine:
     """The engine as this worker sees it."""
-    backend = link.backend(MODEL)
+    (backend,) = link.backends(MODEL)
     assert isinstance(backend, BorrowedEngine)
     return backend
 
@@ -167,7 +167,7 @@ async def test_keeper_whose_supervisor_was_killed_leaves_the_engine_to_its_own_e
     """An engine that it stopped would leave its folder behind, for the keeper is killed as well before it is done."""
     async with keeper() as kept:
         link = await kept.link(0)
-        await until(partial(is_ready, link.backend(MODEL)))
+        await until(partial(is_ready, borrowed(link)))
         kept.control.shutdown(socket.SHUT_WR)
         await link.total()
         assert kept.process.state is BackendState.READY
