@@ -14,7 +14,8 @@ from typing import Any
 
 from config.document import Document, parse, scalar
 from config.errors import ConfigError, Place, Problem, dotted
-from config.schema import DEMO_SOURCE, Settings
+from config.schema import Settings
+from config.tree import DEMO_SOURCE
 from config.validate import validate
 
 MAX_FILE_BYTES = 1024 * 1024

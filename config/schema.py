@@ -5,45 +5,15 @@ Neighbours: load.py (fills it from YAML, environment and command line), example.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    StringConstraints,
-    Tag,
-    model_validator,
-)
+from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-DEMO_SOURCE = "demo"
+from config.tree import DEMO_SOURCE, Endpoint, ModelName, SourcePath, Tree
+from config.vllm import VllmSettings
 
-# ASCII only: a name ends up in a response header and in a metric label.
-ModelName = Annotated[
-    str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$", strict=True)
-]
 HostName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:\[\]-]+$")]
-_ENDPOINT = re.compile(r"(http://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?)(?:/v1)?/?")
-
-
-def _endpoint(value: str) -> str:
-    found = _ENDPOINT.fullmatch(value)
-    try:
-        if found and urlsplit(value).port != 0:
-            return found[1]
-    except ValueError:  # a port over 65535, or no IPv6 address between the brackets
-        pass
-    raise PydanticCustomError("endpoint", "should be http://host:port, with or without /v1 behind it")
-
-
-# As `http://host:port`: the /v1 that base URLs end with is cut off.
-Endpoint = Annotated[str, AfterValidator(_endpoint)]
-SourcePath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$", strict=True)]
 TierName = Annotated[
     str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", strict=True)
 ]
@@ -51,11 +21,7 @@ TierName = Annotated[
 Limit = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)] | Literal["unlimited"] | None
 
 
-class _Tree(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class GgufSettings(_Tree):
+class GgufSettings(Tree):
     """A model served by a GGUF engine: ours on a file (`source`), or one that runs elsewhere (`openai`)."""
 
     source: SourcePath | None = None
@@ -81,14 +47,7 @@ class GgufSettings(_Tree):
         return self
 
 
-class VllmSettings(_Tree):
-    """A model served by vLLM replicas that run elsewhere."""
-
-    urls: tuple[Endpoint, ...] = Field(min_length=1, max_length=256)
-    """Base URLs of vLLM servers, all of which serve the model under the same name."""
-
-
-class ModelSettings(_Tree):
+class ModelSettings(Tree):
     """One logical model: the name clients use, and what serves it."""
 
     name: ModelName
@@ -119,7 +78,7 @@ class ModelSettings(_Tree):
         return (*gguf, *(() if self.vllm is None else self.vllm.urls))
 
 
-class ServerSettings(_Tree):
+class ServerSettings(Tree):
     """The listener and what one client may take from it."""
 
     host: HostName = "127.0.0.1"
@@ -153,14 +112,14 @@ class ServerSettings(_Tree):
     """How long running answers may go on after SIGTERM or SIGINT."""
 
 
-class AuthSettings(_Tree):
+class AuthSettings(Tree):
     """Who may use the gateway."""
 
     keys_file: SourcePath
     """The file with the API keys, made by `upshift keys add`; a relative path starts at the config file's folder."""
 
 
-class LimitSettings(_Tree):
+class LimitSettings(Tree):
     """What one key may take. Unset: whatever the next wider place says (key, then its tier, then the default), and
     no limit where none says anything. `unlimited` lifts a wider limit."""
 
@@ -177,7 +136,7 @@ class LimitSettings(_Tree):
     """Most tokens one request may ask for, prompt and answers together; more is refused with 400."""
 
 
-class LimitsSettings(_Tree):
+class LimitsSettings(Tree):
     """Limits of the keys."""
 
     default: LimitSettings = LimitSettings()
@@ -201,7 +160,7 @@ def _demo() -> tuple[ModelSettings, ...]:
     return (ModelSettings(name="demo", gguf=GgufSettings(source=DEMO_SOURCE)),)
 
 
-class Settings(_Tree):
+class Settings(Tree):
     """Everything Upshift can be told."""
 
     server: ServerSettings = ServerSettings()

@@ -23,7 +23,8 @@ from pydantic_core import PydanticCustomError
 from config.document import parse
 from config.errors import ConfigError, Problem
 from config.load import MAX_FILE_BYTES, read_text
-from config.schema import LimitSettings, ModelName, TierName
+from config.schema import LimitSettings, TierName
+from config.tree import ModelName
 from config.validate import validate
 
 _HEADING = """\

@@ -9,7 +9,8 @@ from backends.base import BackendState, InferenceRequest, Operation
 from backends.engine import EngineBackend
 from backends.errors import BackendUnavailable, EngineStartFailed
 from backends.factory import create_backends
-from config.schema import GgufSettings, ModelSettings, VllmSettings
+from config.schema import GgufSettings, ModelSettings
+from config.vllm import VllmSettings
 from tests.backends.peer import answer, says, serve
 from tests.fakes import body_of
 

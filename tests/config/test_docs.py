@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 import config
-from config.schema import AuthSettings, GgufSettings, LimitSettings, ModelSettings, ServerSettings, VllmSettings
+from config.schema import AuthSettings, GgufSettings, LimitSettings, ModelSettings, ServerSettings
+from config.vllm import VllmSettings
 
 PAGE = Path(config.__file__).parent.parent / "docs" / "config.md"
 

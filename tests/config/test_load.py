@@ -11,8 +11,9 @@ import yaml
 import config
 from config.errors import ConfigError
 from config.load import MAX_FILE_BYTES, Override, load
-from config.schema import AuthSettings, GgufSettings, LimitSettings, ModelSettings, Settings, VllmSettings
+from config.schema import AuthSettings, GgufSettings, LimitSettings, ModelSettings, Settings
 from config.show import show
+from config.vllm import VllmSettings
 
 EXAMPLE = Path(config.__file__).parent / "example.yaml"
 

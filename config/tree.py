@@ -1,0 +1,43 @@
+"""What every part of the settings is made of: the frozen base class, and the kinds of text that several parts take.
+
+Neighbours: schema.py (the tree), vllm.py (a branch with a file of its own).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic_core import PydanticCustomError
+
+DEMO_SOURCE = "demo"
+
+# ASCII only: a name ends up in a response header and in a metric label.
+ModelName = Annotated[
+    str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$", strict=True)
+]
+SourcePath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$", strict=True)]
+
+_ENDPOINT = re.compile(r"(http://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?)(?:/v1)?/?")
+
+
+def _endpoint(value: str) -> str:
+    found = _ENDPOINT.fullmatch(value)
+    try:
+        if found and urlsplit(value).port != 0:
+            return found[1]
+    except ValueError:  # a port over 65535, or no IPv6 address between the brackets
+        pass
+    raise PydanticCustomError("endpoint", "should be http://host:port, with or without /v1 behind it")
+
+
+# As `http://host:port`: the /v1 that base URLs end with is cut off.
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
+
+
+class Tree(BaseModel):
+    """One mapping of the file: cannot be changed, knows all its keys, describes each in the docstring below it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
