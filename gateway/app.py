@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
@@ -18,13 +21,14 @@ from starlette.exceptions import HTTPException
 
 from backends.base import Backend
 from backends.factory import create_backends
-from config.schema import ModelSettings, Settings
-from gateway import health
+from config.schema import AuthSettings, ModelSettings, Settings
+from gateway import health, keyswatch
 from gateway.api import openai
 from gateway.auth import Authenticator, keys_of, principals
 from gateway.dataplane import DataPlane
 from gateway.door import Door
 from gateway.errors import GatewayError, MethodRefused, UnknownPath, answer
+from gateway.keysfile import KeysFile
 from gateway.log import AccessLog
 from gateway.metrics import GatewayCollector, Metrics, registry_for
 from gateway.middleware import HostGuard
@@ -38,6 +42,8 @@ from routing.router import Router
 from routing.upstream import Upstream, UpstreamPool
 
 Scrape = Callable[[], Awaitable[CollectorRegistry]]
+# What runs beside the requests as long as the application does.
+Work = Callable[[], Coroutine[Any, Any, None]]
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +77,10 @@ def create_app(
     guard = HostGuard(settings.server.host, settings.server.allowed_hosts)
     limits = limits or LimitStore()
     authenticator = Authenticator(principals(settings, keys_of(settings), limits.slot_of))
-    control_plane = _control_plane(catalog, authenticator, readiness, registry, scrape, access_log)
+    work = _work(settings, authenticator, limits)
+    if scrape is None:
+        work.append(lambda: health.announce(readiness))
+    control_plane = _control_plane(catalog, authenticator, readiness, registry, scrape, access_log, work)
     door = Door(guard, authenticator, RateLimiter(limits, worker))
     relay = Relay(settings.server, Router(catalog), Journal(metrics, access_log), door)
     return DataPlane(relay, guard, control_plane, readiness)
@@ -81,6 +90,17 @@ def _entry(model: ModelSettings) -> CatalogEntry:
     return CatalogEntry(model.name, model.aliases, model.context_tokens)
 
 
+def _work(settings: Settings, authenticator: Authenticator, limits: LimitStore) -> list[Work]:
+    if not isinstance(settings.auth, AuthSettings):
+        return []
+    file = Path(settings.auth.keys_file)
+
+    def apply(keys: KeysFile) -> None:
+        authenticator.replace(principals(settings, keys, limits.slot_of))
+
+    return [lambda: keyswatch.follow(file, apply)]
+
+
 def _control_plane(  # noqa: PLR0917 - the one call has the same names
     catalog: ModelCatalog,
     authenticator: Authenticator,
@@ -88,21 +108,9 @@ def _control_plane(  # noqa: PLR0917 - the one call has the same names
     registry: CollectorRegistry,
     scrape: Scrape | None,
     access_log: AccessLog,
+    work: Sequence[Work],
 ) -> FastAPI:
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        backends = [upstream.backend for _, upstream in readiness.upstreams]
-        announcing = [asyncio.create_task(health.announce(readiness))] if scrape is None else []
-        try:
-            for backend in backends:
-                await backend.start()
-            yield
-        finally:
-            for announcer in announcing:
-                announcer.cancel()
-            await asyncio.gather(*announcing, *(backend.stop() for backend in backends), return_exceptions=True)
-            access_log.flush()
-
+    lifespan = _lifespan(readiness, access_log, work)
     # No schema and no documentation pages: they would describe the control plane to whoever asks.
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.include_router(health.routes(readiness, version("upshift")))
@@ -118,6 +126,33 @@ def _control_plane(  # noqa: PLR0917 - the one call has the same names
     for kind in (GatewayError, RoutingError, Exception):
         app.add_exception_handler(kind, _error)
     return app
+
+
+def _lifespan(
+    readiness: health.Readiness, access_log: AccessLog, work: Sequence[Work]
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        backends = [upstream.backend for _, upstream in readiness.upstreams]
+        running = [asyncio.create_task(start()) for start in work]
+        for task in running:
+            task.add_done_callback(_report_end)
+        try:
+            for backend in backends:
+                await backend.start()
+            yield
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, *(backend.stop() for backend in backends), return_exceptions=True)
+            access_log.flush()
+
+    return lifespan
+
+
+def _report_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        logger.critical("a task of the gateway's ended before the gateway", exc_info=task.exception())
 
 
 async def _error(request: Request, error: Exception) -> Response:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from backends.base import InferenceRequest, Operation
+from gateway import caps
 from gateway.errors import BodyTooLarge, InvalidBody, UnsupportedMedia
 
 # A prompt of any length has few brackets; ten megabytes of them cost seconds and half a gigabyte to decode.
@@ -20,7 +21,7 @@ MAX_BRACKETS = 200_000
 # Whichever of its kind an engine goes by, what it may produce is at most the largest.
 _CAPS = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens"})
 _COUNTS = frozenset({"n", "best_of"})
-_ENVELOPE = frozenset({"model", "stream", "stream_options"}) | _CAPS | _COUNTS
+_ENVELOPE = frozenset({"model", "stream", "stream_options"}) | _CAPS | _COUNTS | frozenset(caps.CAPS)
 
 
 def _refuse_constant(name: str) -> None:
@@ -69,6 +70,7 @@ def decode(body: bytes, operation: Operation, request_id: str) -> InferenceReque
     options = envelope.get("stream_options")
     include_usage = options is not None and _include_usage(options, bool(stream))
     cap, choices = _asked_for(envelope)
+    caps.check(envelope, len(body))
     return InferenceRequest(operation, model, body, bool(stream), request_id, include_usage, cap, choices)
 
 
@@ -105,6 +107,8 @@ def _parse(body: bytes) -> tuple[tuple[str, Any], ...]:
         raise InvalidBody("The body holds a number with too many digits.") from None
     if not isinstance(document, tuple):
         raise InvalidBody("The body should be a JSON object.")
+    if body.count(b"[") + body.count(b"{") > caps.MAX_DEPTH:
+        caps.check_depth(document)
     # Half a surrogate pair cannot become text again anywhere behind us.
     if b"\\u" in body and _has_lone_surrogate(document):
         raise InvalidBody("The body holds half of a surrogate pair (\\ud800 to \\udfff), which is not text.")

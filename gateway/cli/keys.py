@@ -22,7 +22,7 @@ _LIMITS = {
     "concurrent": "concurrent",
     "max_tokens": "max_tokens_per_request",
 }
-_RESTART = "A gateway that is running goes on with the keys it has until it is restarted."
+_SOON = "A running gateway takes it up within a second."
 
 
 def _where(command: Command) -> Command:
@@ -131,7 +131,7 @@ def revoke(name: str, file: Path | None, config: Path | None) -> None:
     with _editing(path) as old:
         gone = _find(path, old, name)
         _write(path, [entry for entry in _plain(old) if entry["name"] != gone.name])
-    click.echo(f"Removed '{name}' from {path}. {_RESTART}", err=True)
+    click.echo(f"Removed '{name}' from {path}. {_SOON}", err=True)
 
 
 @keys.command()
@@ -156,7 +156,7 @@ def rotate(name: str, file: Path | None, config: Path | None) -> None:
 
 
 def _show_once(key: str, done: str) -> None:
-    click.echo(f"{done} {_RESTART}\nThis is the key. It cannot be shown again:", err=True)
+    click.echo(f"{done} {_SOON}\nThis is the key. It cannot be shown again:", err=True)
     click.echo(key)
 
 

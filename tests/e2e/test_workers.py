@@ -220,3 +220,33 @@ def test_limits_are_exact_over_all_workers(tmp_path: Path, tiny_model: Path) -> 
         left = sorted(int(answer.headers["x-ratelimit-remaining-requests"]) for answer in admitted)
         assert (left[0], left[-1]) == (0, 39)
         assert counted(gateway, "upshift_rate_limited_total", 'limit="requests"') == 80 - len(admitted)
+
+
+def test_revoked_key_is_refused_by_every_worker_within_a_second(tmp_path: Path, tiny_model: Path) -> None:
+    alice, bob = new_key(), new_key()
+    file = tmp_path / "keys.yaml"
+    file.write_text(f"keys: [{{name: a, hash: '{hash_of(alice)}'}}, {{name: b, hash: '{hash_of(bob)}'}}]")
+    config = (
+        "server: {workers: 2}\nauth: {keys_file: keys.yaml}\n"
+        f"models: [{{name: m, context_tokens: 2048, gguf: {{source: {tiny_model}, parallel: 4, threads: 1}}}}]\n"
+    )
+
+    with running_gateway(tmp_path, config) as gateway:
+
+        def ask_as(key: str) -> httpx.Response:
+            return gateway.http.get("/v1/models", headers=ONCE | {"authorization": f"Bearer {key}"})
+
+        assert {ask_as(key).status_code for key in (alice, bob) for _ in range(10)} == {200}
+        command = [sys.executable, "-m", "gateway.cli", "keys", "revoke", "a", "--file", str(file)]
+        subprocess.run(command, check=True, capture_output=True)
+        revoked = time.monotonic()
+        refused: set[str] = set()
+        while len(refused) < 2:
+            asked = time.monotonic()
+            answer = ask_as(alice)
+            if answer.status_code == 401:
+                refused.add(worker_of(answer))
+            else:
+                # A second and what a busy machine takes to answer.
+                assert asked - revoked < 1.5
+        assert {ask_as(bob).status_code for _ in range(10)} == {200}

@@ -1,0 +1,112 @@
+"""A changed keys file is in force soon; one that cannot be used changes nothing and is reported once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from config.errors import ConfigError, Problem
+from gateway.keys import hash_of
+from gateway.keysfile import KeysFile, load_keys, write_keys
+from gateway.keyswatch import follow
+from tests.fakes import FakeBackend
+from tests.gateway.running import CHAT, body, serving
+
+
+def keys(*names: str) -> KeysFile:
+    return KeysFile.model_validate({"keys": [{"name": name, "hash": hash_of(name)} for name in names]})
+
+
+class Followed:
+    """What `follow` has applied, newest last."""
+
+    def __init__(self) -> None:
+        self.applied: asyncio.Queue[list[str]] = asyncio.Queue()
+        self.refuse = ""
+
+    def apply(self, found: KeysFile) -> None:
+        names = [entry.name for entry in found.keys]
+        if self.refuse in names:
+            raise ConfigError("keys", (Problem(("keys", 0, "tier"), "there is no tier 'gold'"),))
+        self.applied.put_nowait(names)
+
+    async def next(self) -> list[str]:
+        async with asyncio.timeout(20):
+            return await self.applied.get()
+
+
+@contextlib.asynccontextmanager
+async def following(file: Path) -> AsyncIterator[Followed]:
+    followed = Followed()
+    task = asyncio.create_task(follow(file, followed.apply))
+    try:
+        yield followed
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_each_change_is_applied_once_however_it_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    write_keys(file, keys("a"))
+    async with following(file) as followed:
+        assert await followed.next() == ["a"]
+        write_keys(file, keys("a", "b"))
+        assert await followed.next() == ["a", "b"]
+        file.write_text(json.dumps(keys("c").model_dump(mode="json", exclude_defaults=True)))
+        assert await followed.next() == ["c"]
+        file.touch()
+        file.write_text("keys: []")
+        assert await followed.next() == []
+        assert followed.applied.empty()
+
+
+async def test_bad_file_changes_nothing_and_a_good_one_heals_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "keys.yaml"
+    write_keys(file, keys("a"))
+    async with following(file) as followed:
+        assert await followed.next() == ["a"]
+        followed.refuse = "gold"
+        for text in ("keys: [{name: ", "keys: [{name: x}]", None, "refused"):
+            caplog.clear()
+            if text is None:
+                file.unlink()
+            elif text == "refused":
+                write_keys(file, keys("gold"))
+            else:
+                file.write_text(text)
+            async with asyncio.timeout(20):
+                while not caplog.records:  # noqa: ASYNC110 - a log has no event
+                    await asyncio.sleep(0)
+            assert "stay as they were" in caplog.records[0].message
+        assert followed.applied.empty()
+        write_keys(file, keys("b"))
+        assert await followed.next() == ["b"]
+        assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1
+
+
+async def test_gateway_refuses_a_revoked_key_and_admits_a_new_one(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    write_keys(file, keys("alice"))
+    async with serving(FakeBackend(), edge={"auth": {"keys_file": str(file)}}) as gateway:
+
+        async def status(key: str) -> int:
+            answer = await gateway.client.post(CHAT, json=body(), headers={"authorization": f"Bearer {key}"})
+            return answer.status_code
+
+        assert (await status("alice"), await status("bob")) == (200, 401)
+        write_keys(file, keys("bob"))
+        async with asyncio.timeout(20):
+            while await status("alice") == 200:
+                pass
+        assert (await status("alice"), await status("bob")) == (401, 200)
+        assert load_keys(file) == keys("bob")
