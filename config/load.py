@@ -21,7 +21,11 @@ from config.validate import validate
 MAX_FILE_BYTES = 1024 * 1024
 
 # The environment reaches the few settings that differ between places; everything else can use ${VAR} in the file.
-ENVIRONMENT: Mapping[str, Place] = {"UPSHIFT_HOST": ("server", "host"), "UPSHIFT_PORT": ("server", "port")}
+ENVIRONMENT: Mapping[str, Place] = {
+    "UPSHIFT_PROFILE": ("profile",),
+    "UPSHIFT_HOST": ("server", "host"),
+    "UPSHIFT_PORT": ("server", "port"),
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from pydantic_core import PydanticCustomError
 from config.tree import DEMO_SOURCE, Endpoint, ModelName, SourcePath, Tree
 from config.vllm import VllmSettings
 
+Profile = Literal["dev", "prod", "auto"]
+
 HostName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:\[\]-]+$")]
 TierName = Annotated[
     str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", strict=True)
@@ -162,6 +164,10 @@ def _demo() -> tuple[ModelSettings, ...]:
 
 class Settings(Tree):
     """Everything Upshift can be told."""
+
+    profile: Profile = "auto"
+    """`dev`: GGUF alone. `prod`: vLLM first, GGUF while vLLM starts and when it is down. `auto`: what this machine can
+    run, and for each request what the policy chooses."""
 
     server: ServerSettings = ServerSettings()
     """The listener."""

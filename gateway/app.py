@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,8 @@ from starlette.exceptions import HTTPException
 
 from backends.base import Backend
 from backends.factory import create_backends
-from config.schema import AuthSettings, ModelSettings, Settings
+from backends.selection import rank
+from config.schema import AuthSettings, ModelSettings, Profile, Settings
 from gateway import health, keyswatch
 from gateway.api import openai
 from gateway.auth import Authenticator, keys_of, principals
@@ -65,7 +66,7 @@ def create_app(
     ready. Raises ConfigError for a keys file that cannot be used.
     """
     access_log = access_log or AccessLog(lambda _: None)
-    pools = [UpstreamPool(model.name, tuple(map(Upstream, make_backends(model)))) for model in settings.models]
+    pools = [_pool(model, make_backends(model), settings.profile) for model in settings.models]
     catalog = ModelCatalog(zip(map(_entry, settings.models), pools, strict=True))
     named = [(pool.model, upstream) for pool in pools for upstream in pool.upstreams]
     readiness = health.Readiness(named)
@@ -80,10 +81,16 @@ def create_app(
     work = _work(settings, authenticator, limits)
     if scrape is None:
         work.append(lambda: health.announce(readiness))
-    control_plane = _control_plane(catalog, authenticator, readiness, registry, scrape, access_log, work)
+    about = {"version": version("upshift"), "profile": settings.profile}
+    control_plane = _control_plane(catalog, authenticator, readiness, about, registry, scrape, access_log, work)
     door = Door(guard, authenticator, RateLimiter(limits, worker))
     relay = Relay(settings.server, Router(catalog), Journal(metrics, access_log), door)
     return DataPlane(relay, guard, control_plane, readiness)
+
+
+def _pool(model: ModelSettings, backends: Sequence[Backend], profile: Profile) -> UpstreamPool:
+    ordered = sorted(backends, key=lambda backend: rank(backend.name, profile))
+    return UpstreamPool(model.name, tuple(map(Upstream, ordered)))
 
 
 def _entry(model: ModelSettings) -> CatalogEntry:
@@ -105,6 +112,7 @@ def _control_plane(  # noqa: PLR0917 - the one call has the same names
     catalog: ModelCatalog,
     authenticator: Authenticator,
     readiness: health.Readiness,
+    about: Mapping[str, str],
     registry: CollectorRegistry,
     scrape: Scrape | None,
     access_log: AccessLog,
@@ -113,7 +121,7 @@ def _control_plane(  # noqa: PLR0917 - the one call has the same names
     lifespan = _lifespan(readiness, access_log, work)
     # No schema and no documentation pages: they would describe the control plane to whoever asks.
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.include_router(health.routes(readiness, version("upshift")))
+    app.include_router(health.routes(readiness, about))
     app.include_router(openai.routes(catalog, authenticator))
 
     @app.get("/metrics")

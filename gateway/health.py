@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import Any
 
@@ -69,8 +69,8 @@ def _describe(model: str, upstream: Upstream) -> dict[str, Any]:
     return about
 
 
-def routes(readiness: Readiness, version: str) -> APIRouter:
-    """/livez (200 while the event loop turns), /readyz and /health (503 until ready), /version."""
+def routes(readiness: Readiness, about: Mapping[str, str]) -> APIRouter:
+    """/livez (200 while the event loop turns), /readyz and /health (503 until ready), /version (`about`)."""
     router = APIRouter()
 
     @router.api_route("/livez", methods=_METHODS)
@@ -88,7 +88,7 @@ def routes(readiness: Readiness, version: str) -> APIRouter:
 
     @router.api_route("/version", methods=_METHODS)
     async def show_version() -> JSONResponse:
-        return JSONResponse({"version": version})
+        return JSONResponse(dict(about))
 
     return router
 

@@ -305,7 +305,7 @@ class SamplerChain:
 def _check_memory(slots: int, slot_tokens: int, model: Model) -> None:
     """The kernel would promise any amount and kill the process when llama.cpp clears it."""
     wanted_bytes = slots * slot_tokens * model.kv_bytes_per_token
-    total_bytes = hardware.detect().total_ram_bytes
+    total_bytes = hardware.detect_host().total_ram_bytes
     if wanted_bytes > total_bytes or slots * slot_tokens >= 2**31:
         raise LlamaError(
             f"{slots} x {slot_tokens} tokens need {wanted_bytes / 2**30:,.1f} GiB of KV cache; "

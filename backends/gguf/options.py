@@ -24,7 +24,7 @@ class EngineOptions:
 def default_threads() -> int:
     """One core less than this process may use: the gateway needs one, and ggml's spinning barriers collapse when two
     compute threads share a core."""
-    return max(hardware.detect().usable_cores - 1, 1)
+    return max(hardware.detect_host().usable_cores - 1, 1)
 
 
 def min_copy_tokens(slot_bytes: int, n_params: int) -> int:
@@ -35,5 +35,5 @@ def min_copy_tokens(slot_bytes: int, n_params: int) -> int:
 
 def default_parallel(kv_bytes_per_slot: int) -> int:
     """Slots whose caches fit into a quarter of the memory available now: a power of two from 1 to 16."""
-    fitting = max(hardware.detect().available_ram_bytes // 4 // max(kv_bytes_per_slot, 1), 1)
+    fitting = max(hardware.detect_host().available_ram_bytes // 4 // max(kv_bytes_per_slot, 1), 1)
     return int(min(16, 1 << (fitting.bit_length() - 1)))

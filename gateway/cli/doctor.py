@@ -7,10 +7,14 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from gateway.cli import models
+
+if TYPE_CHECKING:
+    from backends.gpu import Gpus
 
 _PROBE_SECONDS = 60
 _GIB = 1024**3
@@ -38,9 +42,24 @@ def _show_hardware() -> None:
 
     found = detect()
     sets = ", ".join(found.instruction_sets) or "unknown"
-    click.echo(f"CPU       {found.physical_cores} physical cores, {found.usable_cores} usable; {sets}")
+    name = f"{found.cpu_name}: " if found.cpu_name else ""
+    click.echo(f"CPU       {name}{found.physical_cores} physical cores, {found.usable_cores} usable; {sets}")
     total, available = found.total_ram_bytes / _GIB, found.available_ram_bytes / _GIB
     click.echo(f"memory    {total:.1f} GiB, {available:.1f} GiB available")
+    _show_gpus(found.gpus)
+
+
+def _show_gpus(found: Gpus) -> None:
+    for gpu in found.devices:
+        memory = f"{gpu.free_bytes / _GIB:.1f} of {gpu.total_bytes / _GIB:.1f} GiB free"
+        click.echo(f"GPU       {gpu.name}: {memory if gpu.total_bytes else 'shares the memory'}, {gpu.capability}")
+    if found.devices:
+        versions = ", ".join(version for version in (found.driver, found.runtime) if version)
+        click.echo(f"driver    {versions or 'unknown'}")
+    elif not found.problem:
+        click.echo("GPU       none")
+    if found.problem:
+        click.echo(f"GPU       {found.problem}")
 
 
 def _show_engine() -> bool:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from config.schema import ModelSettings
 
 DEMO = "demo"
+PROFILES = ("dev", "prod", "auto")
 HELP = "`demo`, the path of a .gguf file, or NAME=PATH"
 
 _MAGIC = b"GGUF"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--config", "file", type=click.Path(path_type=Path, dir_okay=False), help="YAML file with the settings.")
 @click.option("--model", "chosen", metavar="MODEL", multiple=True, help=f"{models.HELP}; may be repeated.")
+@click.option("--profile", type=click.Choice(models.PROFILES), help="What serves the models. [default: auto]")
 @click.option("--host", help="Address to listen on. [default: 127.0.0.1]")
 @click.option(
     "--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 lets the system choose. [default: 8484]"
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 def serve(  # noqa: PLR0917 - click gives them by name
     file: Path | None,
     chosen: tuple[str, ...],
+    profile: str | None,
     host: str | None,
     port: int | None,
     workers: str | None,
@@ -39,14 +41,17 @@ def serve(  # noqa: PLR0917 - click gives them by name
     upshift serve --model ~/models/llama-3.2-1b-q4_k_m.gguf
     upshift serve --model llama=./llama.gguf --model demo --port 9000
     upshift serve --config upshift.yaml
+    upshift serve --config upshift.yaml --profile prod
     upshift serve --host 0.0.0.0 --auth keys.yaml
     """
-    from config.errors import ConfigError  # noqa: PLC0415 - help must not pay for pydantic, uvicorn and FastAPI
+    from backends.selection import select  # noqa: PLC0415 - help must not pay for pydantic, uvicorn and FastAPI
+    from config.errors import ConfigError  # noqa: PLC0415
     from config.load import load  # noqa: PLC0415
     from gateway.auth import check_keys  # noqa: PLC0415
 
     try:
-        settings = load(file, overrides=_overrides(chosen, host, port, workers, auth)).settings
+        loaded = load(file, overrides=_overrides(chosen, profile, host, port, workers, auth))
+        settings = select(loaded.settings, str(loaded.file or "settings")).settings
         check_keys(settings)
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
@@ -62,8 +67,13 @@ def serve(  # noqa: PLR0917 - click gives them by name
         raise click.ClickException(str(error)) from error
 
 
-def _overrides(
-    chosen: tuple[str, ...], host: str | None, port: int | None, workers: str | None, auth: str | None
+def _overrides(  # noqa: PLR0917 - the one call has the same names
+    chosen: tuple[str, ...],
+    profile: str | None,
+    host: str | None,
+    port: int | None,
+    workers: str | None,
+    auth: str | None,
 ) -> list[Override]:
     from config.document import scalar  # noqa: PLC0415
     from config.load import Override, absolute_path  # noqa: PLC0415
@@ -73,6 +83,8 @@ def _overrides(
         pairs = [models.name_and_source(argument) for argument in chosen]
         listed = [{"name": name, "gguf": {"source": source}} for name, source in pairs]
         found.append(Override(("models",), listed, "--model"))
+    if profile is not None:
+        found.append(Override(("profile",), profile, "--profile"))
     if host is not None:
         found.append(Override(("server", "host"), host, "--host"))
     if port is not None:

@@ -13,7 +13,7 @@ import uvloop
 
 from backends.engine import EngineBackend
 from backends.factory import create_backends
-from backends.hardware import detect
+from backends.hardware import detect_host
 from config.schema import Settings
 from gateway import log, server
 from gateway.ratelimit_store import LimitStore
@@ -25,7 +25,7 @@ from gateway.workers.worker import Place, run_worker
 def serve(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT; returns the process's exit code as `server.serve` does. Raises ListenError before
     anything is started."""
-    workers = detect().usable_cores if settings.server.workers == "auto" else settings.server.workers
+    workers = detect_host().usable_cores if settings.server.workers == "auto" else settings.server.workers
     return server.serve(settings) if workers == 1 else _serve_with(settings, workers)
 
 

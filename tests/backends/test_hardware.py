@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.hardware import Hardware, detect
+from backends.hardware import Hardware, detect_host, from_json, to_json
 
 GIB = 2**30
 MEMINFO = "MemTotal: 33554432 kB\nMemFree: 1 kB\nMemAvailable: 16777216 kB\n"
@@ -27,13 +27,13 @@ def _machine(root: Path, files: dict[str, str], *, siblings: tuple[str, ...] = (
 
 
 def test_hyperthreads_are_no_cores(tmp_path: Path) -> None:
-    found = detect(_machine(tmp_path, {}), cpus=range(4))
+    found = detect_host(_machine(tmp_path, {}), cpus=range(4))
     assert (found.physical_cores, found.usable_cores) == (2, 2)
 
 
 @pytest.mark.parametrize(("cpus", "usable"), [((0,), 1), ((0, 1), 1), ((0, 2), 2), ((), 1)])
 def test_only_cores_of_our_affinity_are_usable(tmp_path: Path, cpus: tuple[int, ...], usable: int) -> None:
-    found = detect(_machine(tmp_path, {}), cpus=cpus)
+    found = detect_host(_machine(tmp_path, {}), cpus=cpus)
     assert (found.physical_cores, found.usable_cores) == (2, usable)
 
 
@@ -64,7 +64,7 @@ CGROUP_CPU = {
 
 @pytest.mark.parametrize(("files", "usable"), CGROUP_CPU.values(), ids=CGROUP_CPU.keys())
 def test_cpu_quota_bounds_the_usable_cores(tmp_path: Path, files: dict[str, str], usable: int) -> None:
-    found = detect(_machine(tmp_path, files, siblings=("0", "1", "2", "3")), cpus=range(4))
+    found = detect_host(_machine(tmp_path, files, siblings=("0", "1", "2", "3")), cpus=range(4))
     assert (found.physical_cores, found.usable_cores) == (4, usable)
 
 
@@ -124,7 +124,7 @@ CGROUP_MEMORY = {
 def test_memory_is_the_machines_or_the_groups(
     tmp_path: Path, files: dict[str, str], total: int, available: int
 ) -> None:
-    found = detect(_machine(tmp_path, files), cpus=range(4))
+    found = detect_host(_machine(tmp_path, files), cpus=range(4))
     assert (found.total_ram_bytes, found.available_ram_bytes) == (total * GIB, available * GIB)
 
 
@@ -138,22 +138,44 @@ def test_memory_is_the_machines_or_the_groups(
     ids=["x86", "arm", "untold"],
 )
 def test_instruction_sets_have_the_names_people_know(tmp_path: Path, cpuinfo: str, shown: tuple[str, ...]) -> None:
-    assert detect(_machine(tmp_path, {"proc/cpuinfo": cpuinfo}), cpus=[0]).instruction_sets == shown
+    assert detect_host(_machine(tmp_path, {"proc/cpuinfo": cpuinfo}), cpus=[0]).instruction_sets == shown
 
 
 def test_a_kernel_that_tells_nothing_still_gives_an_answer(tmp_path: Path) -> None:
-    found = detect(tmp_path, cpus=range(3))
+    found = detect_host(tmp_path, cpus=range(3))
     assert (found.physical_cores, found.usable_cores, found.instruction_sets) == (3, 3, ())
     assert found.total_ram_bytes >= found.available_ram_bytes > 0
 
 
 def test_this_machine() -> None:
-    found = detect()
+    found = detect_host()
     assert 1 <= found.usable_cores <= len(os.sched_getaffinity(0))
     assert found.total_ram_bytes >= found.available_ram_bytes > 0
 
 
 def test_hardware_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
-        detect().usable_cores = 1000  # type: ignore[misc]
+        detect_host().usable_cores = 1000  # type: ignore[misc]
     assert Hardware(1, 1, 1, 1, ()) == Hardware(1, 1, 1, 1, ())
+
+
+RECORDED = sorted((Path(__file__).parent / "hardware").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", RECORDED, ids=lambda file: file.stem)
+def test_a_machine_can_be_written_down_and_read(file: Path) -> None:
+    text = file.read_text()
+    assert to_json(from_json(text)) + "\n" == text
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"physical_cores": 1}', "usable_cores: Field required"),
+        ("{", "Invalid JSON"),
+        ('{"gpus": {"devices": [{"vendor": "acme"}]}}', "gpus.devices.0.vendor: Input should be 'nvidia' or 'amd'"),
+    ],
+)
+def test_what_is_no_machine_is_told_by_its_field(text: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told.replace(".", r"\.")):
+        from_json(text)

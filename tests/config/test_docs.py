@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 import config
-from config.schema import AuthSettings, GgufSettings, LimitSettings, ModelSettings, ServerSettings
+from config.schema import AuthSettings, GgufSettings, LimitSettings, ModelSettings, ServerSettings, Settings
 from config.vllm import VllmSettings
 
 PAGE = Path(config.__file__).parent.parent / "docs" / "config.md"
@@ -35,4 +35,5 @@ def test_page_has_every_key_with_its_default() -> None:
     keys |= expected("models[].gguf.", GgufSettings) | expected("models[].vllm.", VllmSettings)
     keys |= expected("auth.", AuthSettings)
     keys |= expected("limits.default.", LimitSettings) | expected("limits.tiers.NAME.", LimitSettings)
+    keys["profile"] = _shown(Settings.model_fields["profile"].get_default())
     assert dict(rows) == keys

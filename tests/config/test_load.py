@@ -127,7 +127,8 @@ MODEL = "models:\n  - name: a\n    gguf: {source: demo}\n"
     ("text", "expected"),
     [
         ("servr: {}", "line 1: servr: unknown key; did you mean server?"),
-        ("profile: dev", "line 1: profile: unknown key; known here: server, models"),
+        ("quota: 1", "line 1: quota: unknown key; known here: profile, server, models"),
+        ("profile: test", "line 1: profile: should be 'dev', 'prod' or 'auto'"),
         ("server:\n  prot: 1", "line 2: server.prot: unknown key; did you mean port?"),
         ("server: {port: abc}", "line 1: server.port: should be a whole number"),
         ("server: {port: 70000}", "line 1: server.port: should be less than or equal to 65535"),
@@ -204,7 +205,7 @@ models:
     gguf:
       source: ${NOPE}
       thread: 4
-profile: dev
+profile: test
 """
     places = [problem.split(": ")[:2] for problem in problems(tmp_path, text)]
     assert places == [

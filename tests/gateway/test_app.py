@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 from backends.base import BackendState
 from config.schema import Settings
 from gateway.app import create_app
@@ -11,7 +13,8 @@ from tests.gateway.running import serving
 
 async def test_version_is_told() -> None:
     async with serving(FakeBackend()) as gateway:
-        assert set((await gateway.client.get("/version")).json()) == {"version"}
+        told = (await gateway.client.get("/version")).json()
+        assert told == {"version": version("upshift"), "profile": "auto"}
 
 
 async def test_metrics_speak_both_formats() -> None:

@@ -99,12 +99,12 @@ def test_file_that_cannot_be_a_model_is_found_out_first(
 
 def test_config_check_reports_every_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "upshift.yaml"
-    file.write_text("server: {prot: 1}\nprofile: dev\n")
+    file.write_text("server: {prot: 1}\nprofil: dev\n")
     assert main(["config", "check", str(file)]) == 1
     told = capsys.readouterr().err
     assert "2 problems" in told
     assert "line 1: server.prot: unknown key; did you mean port?" in told
-    assert "line 2: profile: unknown key" in told
+    assert "line 2: profil: unknown key; did you mean profile?" in told
 
 
 def test_config_check_looks_at_the_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,3 +159,14 @@ def test_reader_that_leaves_early_is_no_traceback() -> None:
     command = f"{sys.executable} -m gateway.cli config schema | head -c 1"
     done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("{", "")
+
+
+def test_serve_says_which_model_a_profile_leaves_with_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "upshift.yaml"
+    file.write_text('profile: auto\nmodels: [{name: far, vllm: {urls: ["http://10.0.0.2:8000"]}}]')
+    monkeypatch.setenv("UPSHIFT_PROFILE", "prod")
+    assert main(["serve", "--config", str(file), "--profile", "dev"]) == 1
+    told = capsys.readouterr().err
+    assert "upshift.yaml: models[0]: profile dev leaves 'far' with nothing to serve it" in told
