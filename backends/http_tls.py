@@ -1,8 +1,8 @@
-"""TLS between a TCP transport and a Connection, without I/O of its own: ssl.MemoryBIO in the middle.
+"""TLS between a TCP transport and a connection, without I/O of its own: ssl.MemoryBIO in the middle.
 
 asyncio's and uvloop's own TLS transports are not used, because uvloop drops what a slow reader has not taken yet when
 the server closes, both take a cut-off stream for a complete one, and neither holds back what is to be encrypted.
-Neighbours: http_address.py (makes it), http_connection.py (its user).
+Neighbours: http_address.py (makes it), http_connection.py (its user), gateway/tls_link.py (the other side).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from typing import cast
+from typing import Generic, TypeVar, cast
 
-from backends.http_connection import Connection, unread
+from backends.http_connection import unread
 
 # As much is handed on at once; a record has 16 KiB at most.
 _READ_BYTES = 256 * 1024
@@ -30,19 +30,24 @@ def client_tls(ca_file: str | None = None) -> ssl.SSLContext:
     return context
 
 
-class TlsLink(asyncio.Transport, asyncio.Protocol):
+Inner = TypeVar("Inner", bound=asyncio.Protocol)
+
+
+class TlsLink(asyncio.Transport, asyncio.Protocol, Generic[Inner]):
     """The protocol of a TCP transport and the transport of `connection`. `ready` gets a result once the handshake is
-    done, or the OSError that ended it."""
+    done, or the OSError that ended it. `hostname` is whom the server has to be; a server itself has None."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, context: ssl.SSLContext, hostname: str, connection: Connection
+        self, loop: asyncio.AbstractEventLoop, context: ssl.SSLContext, hostname: str | None, connection: Inner
     ) -> None:
         super().__init__()
         self.connection = connection
         self.ready: asyncio.Future[None] = loop.create_future()
         self._loop = loop
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=hostname)
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=hostname is None, server_hostname=hostname
+        )
         self._tcp: asyncio.Transport
         self._established = False
         self._paused = False

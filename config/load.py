@@ -51,7 +51,7 @@ def load(
 ) -> Loaded:
     """Reads, layers and validates. Without `file` the variable UPSHIFT_CONFIG names one; without both there is none.
 
-    Raises ConfigError. Relative paths of the file (`gguf.source`, `auth.keys_file`) start at the file's folder.
+    Raises ConfigError. Relative paths of the file (`gguf.source`, `auth.keys_file`, `tls`'s) start at its folder.
     """
     environ = os.environ if environ is None else environ
     if file is None and environ.get("UPSHIFT_CONFIG"):
@@ -90,6 +90,11 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
     auth = data.get("auth")
     if isinstance(auth, dict) and isinstance(auth.get("keys_file"), str) and auth["keys_file"]:
         auth["keys_file"] = absolute_path(auth["keys_file"], folder)
+    tls = data.get("tls")
+    if isinstance(tls, dict):
+        for name in ("certificate", "key", "client_ca"):
+            if isinstance(tls.get(name), str) and tls[name]:
+                tls[name] = absolute_path(tls[name], folder)
     models = data.get("models")
     for model in models if isinstance(models, list) else []:
         gguf = model.get("gguf") if isinstance(model, dict) else None

@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from config.tree import DEMO_SOURCE, Endpoint, ModelName, SourcePath, Tree
+from config.edge import TlsSettings
+from config.tree import DEMO_SOURCE, Endpoint, HostName, ModelName, Network, SourcePath, Tree
 from config.vllm import VllmSettings
 
 Profile = Literal["dev", "prod", "auto"]
 
-HostName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:\[\]-]+$")]
 TierName = Annotated[
     str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", strict=True)
 ]
@@ -97,6 +97,12 @@ class ServerSettings(Tree):
 
     max_connections: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 4096
     """Client connections held at once; further ones are answered 503 and closed. Each worker has its equal share."""
+
+    max_connections_per_address: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
+    """The same for one address (IPv6: /64 network). Unset: no bound of its own. `trusted_proxies` are not counted."""
+
+    trusted_proxies: tuple[Network, ...] = Field(default=(), max_length=64)
+    """Addresses and networks of reverse proxies; their connections are many clients'."""
 
     max_body_bytes: Annotated[int, Field(strict=True, ge=1024, le=1 << 30)] = 10 * 1024 * 1024
     """Largest request body."""
@@ -181,6 +187,9 @@ class Settings(Tree):
 
     limits: LimitsSettings = LimitsSettings()
     """What each key may take."""
+
+    tls: TlsSettings | None = None
+    """TLS on the listener. Unset: plain HTTP."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Settings:

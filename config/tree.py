@@ -1,10 +1,11 @@
 """What every part of the settings is made of: the frozen base class, and the kinds of text that several parts take.
 
-Neighbours: schema.py (the tree), vllm.py (a branch with a file of its own).
+Neighbours: schema.py (the tree), vllm.py and edge.py (branches with files of their own).
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ DEMO_SOURCE = "demo"
 ModelName = Annotated[
     str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$", strict=True)
 ]
+HostName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:\[\]-]+$")]
 SourcePath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$", strict=True)]
 
 _ENDPOINT = re.compile(r"(http://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?)(?:/v1)?/?")
@@ -35,6 +37,17 @@ def _endpoint(value: str) -> str:
 
 # As `http://host:port`: the /v1 that base URLs end with is cut off.
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
+
+
+def _network(value: str) -> str:
+    try:
+        return str(ipaddress.ip_network(value))
+    except ValueError as error:
+        raise PydanticCustomError("network", "should be an address or a network, as in 10.0.0.0/8") from error
+
+
+# Written as it was meant: 10.1.2.3 is 10.1.2.3/32.
+Network = Annotated[str, AfterValidator(_network)]
 
 
 class Tree(BaseModel):

@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from backends.base import Operation
 from gateway.call import Call
+from gateway.crowd import Crowd
 from gateway.dataplane import INFERENCE, DataPlane
 from gateway.deadline import Deadline
 
@@ -59,10 +60,11 @@ class _HeadTooLarge(Exception):
 
 
 class ClientConnection(HttpToolsProtocol):
-    """`front` and `max_connections` are set by `connection_class`."""
+    """`front`, `max_connections` and `crowd` are set by `connection_class`."""
 
     front: DataPlane
     max_connections = 0
+    crowd = Crowd()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -80,7 +82,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.max_connections:
+        if len(self.connections) > self.max_connections or not self.crowd.admit(self, transport):
             self._refuse(503, "server_error", "overloaded", "Too many connections.")
             return
         self._expect_head()
@@ -88,6 +90,7 @@ class ClientConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self.deadline.close()
         self.connections.discard(self)
+        self.crowd.leave(self)
         # With requests pipelined the running one is not the newest, which is the only one that uvicorn would tell.
         if self._running is not None and not self._running.response_complete:
             _disconnect(self._running)
@@ -278,6 +281,8 @@ def _disconnect(cycle: RequestResponseCycle | Call) -> None:
         cycle.message_event.set()
 
 
-def connection_class(front: DataPlane, max_connections: int) -> type[ClientConnection]:
-    """The protocol class for a listener of `front` that holds at most `max_connections`."""
-    return type("BoundedConnection", (ClientConnection,), {"front": front, "max_connections": max_connections})
+def connection_class(front: DataPlane, max_connections: int, crowd: Crowd | None = None) -> type[ClientConnection]:
+    """The protocol class for a listener of `front` that holds at most `max_connections`, as many from each address as
+    `crowd` says."""
+    members = {"front": front, "max_connections": max_connections, "crowd": crowd or Crowd()}
+    return type("BoundedConnection", (ClientConnection,), members)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
@@ -22,14 +23,19 @@ from config.schema import Settings
 from gateway import log
 from gateway.app import create_app
 from gateway.auth import check_exposure
+from gateway.crowd import Crowd
 from gateway.dataplane import DataPlane
 from gateway.lastcall import admit_no_more
 from gateway.listener import connection_class
 from gateway.middleware import is_loopback
+from gateway.tls import CertificateRefused, Certificates
+from gateway.tls_link import over_tls
 
 BACKLOG = 2048
 # How long after a signal a connection that exists may send a request.
 LAST_CALL_SECONDS = 0.2
+# Looks at the certificate's files: twice a second.
+TICKS_PER_LOOK = 5
 
 logger = logging.getLogger("upshift")
 
@@ -42,13 +48,14 @@ def serve(settings: Settings) -> int:
     """Serves in this process until SIGTERM or SIGINT; returns its exit code: 0 after a drain, 1 where a second signal
     cut it short or no model could be loaded. Raises ListenError before anything is started."""
     refuse_exposure(settings)
+    certificates = certificates_of(settings)
     sockets = bind(settings.server.host, settings.server.port)
     log.configure()
     raise_file_limit()
     access_log = log.AccessLog(log.writer(sys.stdout))
     app = create_app(settings, access_log=access_log)
     port = sockets[0].getsockname()[1]
-    server = GatewayServer(settings, app, lambda: announce(settings, port))
+    server = GatewayServer(settings, app, lambda: announce(settings, port), certificates)
     server.run(sockets=sockets)
     return 1 if server.force_exit or server.failed else 0
 
@@ -60,19 +67,37 @@ def refuse_exposure(settings: Settings) -> None:
         raise ListenError(exposed)
 
 
-class GatewayServer(uvicorn.Server):
-    """uvicorn with our signals: the first begins the drain, the second ends it. `on_listening` is called once."""
+def certificates_of(settings: Settings) -> Certificates | None:
+    """What the listener shows; None where it speaks plain HTTP. Raises ListenError for files that cannot be used."""
+    try:
+        return Certificates(settings.tls) if settings.tls is not None else None
+    except CertificateRefused as error:
+        raise ListenError(str(error)) from error
 
-    def __init__(self, settings: Settings, app: DataPlane, on_listening: Callable[[], None]) -> None:
+
+class GatewayServer(uvicorn.Server):
+    """uvicorn with our signals: the first begins the drain, the second ends it; SIGHUP reads the certificate again.
+    `on_listening` is called once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        app: DataPlane,
+        on_listening: Callable[[], None],
+        certificates: Certificates | None = None,
+    ) -> None:
         self._app = app
+        self._certificates = certificates
         self._on_listening = on_listening
         self._drain_seconds = settings.server.drain_seconds
         self.failed = False
+        crowd = Crowd(settings.server.max_connections_per_address, settings.server.trusted_proxies)
+        connection = connection_class(app, settings.server.max_connections, crowd)
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="uvloop",
-                http=connection_class(app, settings.server.max_connections),
+                http=connection if certificates is None else over_tls(connection, certificates),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -97,6 +122,8 @@ class GatewayServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """uvicorn's, ten times a second; ends a gateway none of whose models can be loaded."""
+        if self._certificates is not None and counter % TICKS_PER_LOOK == 0:
+            self._certificates.refresh()
         if self._app.readiness.hopeless and not self.should_exit:
             logger.error("no model can be served: stopping")
             self.failed = self.should_exit = True
@@ -129,9 +156,13 @@ class GatewayServer(uvicorn.Server):
             for number in handlers:
                 loop.remove_signal_handler(number)
 
-    def handlers(self) -> Mapping[signal.Signals, Callable[[], None]]:
+    def handlers(self) -> Mapping[signal.Signals, Callable[[], object]]:
         """What a signal does while this serves."""
-        return {signal.SIGINT: self._on_signal, signal.SIGTERM: self._on_signal}
+        return {signal.SIGINT: self._on_signal, signal.SIGTERM: self._on_signal, **self.hangup()}
+
+    def hangup(self) -> Mapping[signal.Signals, Callable[[], object]]:
+        """SIGHUP reads the certificate again; in a terminal it means that this was closed, and ends us."""
+        return {} if self._certificates is None or os.isatty(0) else {signal.SIGHUP: self._certificates.reload}
 
     def drain(self) -> None:
         """No new connections from the next tick on; returns at once, the running answers go on."""
@@ -227,7 +258,7 @@ def announce(settings: Settings, port: int, workers: int = 1) -> None:
     """Says where it listens and what is served, and warns of what should be known about that."""
     host = settings.server.host
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
-    url = f"http://{shown}:{port}"
+    url = f"{'http' if settings.tls is None else 'https'}://{shown}:{port}"
     if sys.stderr.isatty():
         sys.stderr.write(banner(settings, url, workers))
     else:

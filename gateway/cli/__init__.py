@@ -17,6 +17,7 @@ from gateway.cli.engine import engine
 from gateway.cli.keys import keys
 from gateway.cli.run import run
 from gateway.cli.serve import serve
+from gateway.cli.tls import tls
 from gateway.cli.version import version
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -33,7 +34,7 @@ def upshift() -> None:
     """
 
 
-for _command in (serve, run, engine, keys, config, doctor, demo, version):
+for _command in (serve, run, engine, keys, tls, config, doctor, demo, version):
     upshift.add_command(_command)
 
 

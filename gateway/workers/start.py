@@ -31,6 +31,7 @@ def serve(settings: Settings) -> int:
 
 def _serve_with(settings: Settings, workers: int) -> int:
     server.refuse_exposure(settings)
+    server.certificates_of(settings)  # each worker reads them for itself; here it can still be said on the terminal
     listeners = server.bind_each(settings.server.host, settings.server.port, workers)
     port = listeners[0][0].getsockname()[1]
     log.configure()

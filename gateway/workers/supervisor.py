@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import socket
 import time
@@ -37,7 +38,7 @@ MAX_DELAY_SECONDS = 10.0
 STEADY_SECONDS = 60.0
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
-_AWAITED = (*_STOP, signal.SIGCHLD)
+_AWAITED = (*_STOP, signal.SIGHUP, signal.SIGCHLD)
 
 logger = logging.getLogger("upshift")
 
@@ -148,6 +149,16 @@ class Supervisor:
         caught = signal.sigtimedwait(_AWAITED, patience_seconds)
         if caught is not None and caught.si_signo in _STOP:
             self._on_stop()
+        elif caught is not None and caught.si_signo == signal.SIGHUP:
+            self._on_hangup()
+
+    def _on_hangup(self) -> None:
+        """A terminal that is closed ends what was started in it; a service reads files again."""
+        if os.isatty(0):
+            self._on_stop()
+            return
+        for worker in self._running():
+            signal_child(worker.pid, signal.SIGHUP)
 
     def _on_stop(self) -> None:
         if self._phase is _Phase.SERVING:
@@ -237,7 +248,7 @@ class Supervisor:
             self._control.close()
             return self._keep(self._keepers_control)
 
-        self._keeper = fork(run, mask, deaf_to=_STOP)
+        self._keeper = fork(run, mask, deaf_to=(*_STOP, signal.SIGHUP))
         self._keepers_control.close()
 
     def _start_due(self, mask: Mask) -> None:
@@ -264,7 +275,7 @@ class Supervisor:
                 # First, so that the keeper never hears of a worker that it cannot reach.
                 socket.send_fds(self._control, [b"%d" % worker.index], [keepers_end.fileno()])
                 # A terminal's Ctrl-C reaches the whole group; it is the supervisor's to pass on.
-                worker.pid = fork(run, mask, deaf_to=(signal.SIGINT,))
+                worker.pid = fork(run, mask, deaf_to=(signal.SIGINT, signal.SIGHUP))
                 worker.lives += 1
             except OSError as error:  # no memory or no process left, or no keeper, whose end will be seen
                 worker.due_at = worker.started_at + worker.delays.after(0.0)

@@ -20,7 +20,7 @@ from config.schema import Settings
 from gateway.app import create_app
 from gateway.log import AccessLog
 from gateway.ratelimit_store import LimitStore
-from gateway.server import GatewayServer
+from gateway.server import GatewayServer, certificates_of
 from gateway.workers.lines import shared_writer
 from gateway.workers.link import Link
 from gateway.workers.supervisor import CANNOT_START
@@ -32,9 +32,9 @@ class WorkerServer(GatewayServer):
     """Obeys the supervisor: SIGTERM begins the drain, however often it comes (a service manager may send one to every
     process of the group), SIGQUIT ends it."""
 
-    def handlers(self) -> Mapping[signal.Signals, Callable[[], None]]:
+    def handlers(self) -> Mapping[signal.Signals, Callable[[], object]]:
         """What a signal does while this serves."""
-        return {signal.SIGTERM: self.drain, signal.SIGQUIT: self._stop_now}
+        return {signal.SIGTERM: self.drain, signal.SIGQUIT: self._stop_now, **self.hangup()}
 
     def keep_out(self, sockets: list[socket.socket]) -> None:
         """Done by the supervisor when it ends all of them. When this worker is ended alone, its successor takes over
@@ -78,7 +78,7 @@ def run_worker(settings: Settings, place: Place, listeners: Sequence[socket.sock
                 served = True
                 link.serving()
 
-            server = WorkerServer(mine, app, on_listening)
+            server = WorkerServer(mine, app, on_listening, certificates_of(mine))
             await server.serve(sockets=list(listeners))
             link.send_numbers()
             listening.cancel()
@@ -94,6 +94,10 @@ def run_worker(settings: Settings, place: Place, listeners: Sequence[socket.sock
 
 def _share_of(settings: Settings, workers: int) -> Settings:
     """The same settings with this worker's share of what is limited per gateway and counted per process."""
-    connections = math.ceil(settings.server.max_connections / workers)
-    server = settings.server.model_copy(update={"max_connections": connections})
+    most = settings.server.max_connections_per_address
+    shares = {
+        "max_connections": math.ceil(settings.server.max_connections / workers),
+        "max_connections_per_address": None if most is None else math.ceil(most / workers),
+    }
+    server = settings.server.model_copy(update=shares)
     return settings.model_copy(update={"server": server})

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 import config
+from config.edge import TlsSettings
 from config.schema import AuthSettings, GgufSettings, LimitSettings, ModelSettings, ServerSettings, Settings
 from config.vllm import VllmSettings
 
@@ -33,7 +34,7 @@ def test_page_has_every_key_with_its_default() -> None:
     rows = re.findall(r"^\| `([^`]+)` \| `?([^|`]*)`? \|", PAGE.read_text(), re.MULTILINE)
     keys = expected("server.", ServerSettings) | expected("models[].", ModelSettings)
     keys |= expected("models[].gguf.", GgufSettings) | expected("models[].vllm.", VllmSettings)
-    keys |= expected("auth.", AuthSettings)
+    keys |= expected("auth.", AuthSettings) | expected("tls.", TlsSettings)
     keys |= expected("limits.default.", LimitSettings) | expected("limits.tiers.NAME.", LimitSettings)
     keys["profile"] = _shown(Settings.model_fields["profile"].get_default())
     assert dict(rows) == keys

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.backends.certificates import trusting
 from tests.engine import is_alive, metric
 
 START_SECONDS = 60
@@ -25,7 +26,7 @@ class GatewayUnderTest:
         self.url = url
         self.log = log
         self.access_log = access_log
-        self.http = httpx.Client(base_url=url, timeout=60)
+        self.http = httpx.Client(base_url=url, timeout=60, verify=trusting())
 
     def ready(self) -> bool:
         return self.http.get("/readyz").status_code == 200
@@ -100,7 +101,7 @@ def running_gateway(folder: Path, config: str) -> Iterator[GatewayUnderTest]:
 
 
 def listening_url(process: subprocess.Popen[str], log: Path) -> str:
-    pattern = re.compile(r"listening on (http://[0-9.:]+)")
+    pattern = re.compile(r"listening on (https?://[0-9.:]+)")
     started = time.monotonic()
     while not (found := pattern.search(log.read_text())):
         assert process.poll() is None, log.read_text()

@@ -15,11 +15,15 @@ from uvicorn.server import ServerState
 
 from config.schema import GgufSettings, ModelSettings, ServerSettings, Settings
 from gateway.app import create_app
+from gateway.crowd import Crowd
 from gateway.dataplane import DataPlane
 from gateway.health import Readiness
 from gateway.listener import connection_class
 from gateway.log import AccessLog
+from gateway.tls import Certificates
+from gateway.tls_link import over_tls
 from routing.upstream import Upstream
+from tests.backends.certificates import trusting
 from tests.fakes import FakeBackend
 
 CHAT = "/v1/chat/completions"
@@ -35,6 +39,7 @@ class Gateway:
     client: httpx.AsyncClient
     state: ServerState
     access_log: AccessLog
+    certificates: Certificates | None = None
     written: list[str] = field(default_factory=list)
 
     @property
@@ -127,10 +132,11 @@ async def serving(*backends: FakeBackend, edge: dict[str, Any] | None = None, **
     written: list[str] = []
     access_log = AccessLog(written.append)
     app = create_app(settings, make_backends=lambda model: [by_name[model.name]], access_log=access_log)
-    async with _lifespan(app), _listening(app, settings.server.max_connections) as (port, state):
-        address = f"http://127.0.0.1:{port}"
-        async with httpx.AsyncClient(base_url=address, verify=False, trust_env=False, timeout=10) as client:  # noqa: S501
-            yield Gateway(app, port, client, state, access_log, written)
+    certificates = Certificates(settings.tls) if settings.tls is not None else None
+    async with _lifespan(app), _listening(app, settings, certificates) as (port, state):
+        address = f"{'http' if certificates is None else 'https'}://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=address, verify=trusting(), trust_env=False, timeout=10) as client:
+            yield Gateway(app, port, client, state, access_log, certificates, written)
 
 
 def _model(name: str, *aliases: str) -> ModelSettings:
@@ -158,11 +164,15 @@ async def _lifespan(app: DataPlane) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _listening(app: DataPlane, max_connections: int) -> AsyncIterator[tuple[int, ServerState]]:
+async def _listening(
+    app: DataPlane, settings: Settings, certificates: Certificates | None
+) -> AsyncIterator[tuple[int, ServerState]]:
     """What uvicorn's Server does, without its ticking: a test should not wait a tenth of a second to end."""
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, ws="none", http=connection_class(app, max_connections)
-    )
+    crowd = Crowd(settings.server.max_connections_per_address, settings.server.trusted_proxies)
+    http: Any = connection_class(app, settings.server.max_connections, crowd)
+    if certificates is not None:
+        http = over_tls(http, certificates)
+    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", http=http)
     config.load()
     state = ServerState()
     protocol: Any = config.http_protocol_class

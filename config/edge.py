@@ -1,0 +1,54 @@
+"""Settings of the edge: TLS, and the listener for those who operate the gateway.
+
+Neighbours: schema.py (where they hang), gateway/tls.py and gateway/admin.py (what they mean).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from config.tree import HostName, SourcePath, Tree
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, float) else value
+
+
+class TlsSettings(Tree):
+    """TLS on the listener. The files are read again when they change."""
+
+    certificate: SourcePath
+    """PEM file: the server's certificate, then those that lead to its authority."""
+
+    key: SourcePath
+    """PEM file: the certificate's private key, without a passphrase."""
+
+    client_ca: SourcePath | None = None
+    """PEM file: the authorities whose client certificates are accepted."""
+
+    client_auth: Literal["none", "optional", "required"] = "none"
+    """Whether clients are asked for a certificate, and refused without one."""
+
+    # Unquoted in YAML it is a number.
+    min_version: Annotated[Literal["1.2", "1.3"], BeforeValidator(_as_text)] = "1.2"
+    """Oldest version of TLS that is spoken."""
+
+    @model_validator(mode="after")
+    def _authority_and_question_belong_together(self) -> TlsSettings:
+        if (self.client_ca is None) != (self.client_auth == "none"):
+            text = "client_ca and client_auth (optional or required) belong together"
+            raise PydanticCustomError("client_auth", text)
+        return self
+
+
+class AdminSettings(Tree):
+    """A listener of its own for /metrics, /admin and health; the main one then serves neither /metrics nor /admin."""
+
+    host: HostName = "127.0.0.1"
+    """Address to listen on. Whoever reaches it is answered: leave it on loopback or in a network of your own."""
+
+    port: Annotated[int, Field(strict=True, ge=0, le=65535)] = 9484
+    """TCP port; 0 lets the system choose one."""
