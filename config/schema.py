@@ -7,20 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from config.edge import TlsSettings
+from config.limits import LimitsSettings
 from config.tree import DEMO_SOURCE, Endpoint, HostName, ModelName, Network, SourcePath, Tree
 from config.vllm import VllmSettings
 
 Profile = Literal["dev", "prod", "auto"]
-
-TierName = Annotated[
-    str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", strict=True)
-]
-# The upper bound keeps the limiter's integers below 2^63 (gateway/ratelimit.py).
-Limit = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)] | Literal["unlimited"] | None
 
 
 class GgufSettings(Tree):
@@ -127,33 +122,6 @@ class AuthSettings(Tree):
     """The file with the API keys, made by `upshift keys add`; a relative path starts at the config file's folder."""
 
 
-class LimitSettings(Tree):
-    """What one key may take. Unset: whatever the next wider place says (key, then its tier, then the default), and
-    no limit where none says anything. `unlimited` lifts a wider limit."""
-
-    requests_per_minute: Limit = None
-    """Requests admitted per minute; as many may come at once after a pause."""
-
-    tokens_per_minute: Limit = None
-    """Tokens of prompts and answers per minute: estimated when a request is admitted, corrected when it is over."""
-
-    concurrent: Limit = None
-    """Requests that may run at the same time."""
-
-    max_tokens_per_request: Limit = None
-    """Most tokens one request may ask for, prompt and answers together; more is refused with 400."""
-
-
-class LimitsSettings(Tree):
-    """Limits of the keys."""
-
-    default: LimitSettings = LimitSettings()
-    """For every key, and for everybody together where there are no keys."""
-
-    tiers: dict[TierName, LimitSettings] = Field(default={}, max_length=100)
-    """Limits by tier, for the keys that name one."""
-
-
 def _auth_kind(value: Any) -> str:
     return "none" if isinstance(value, str) else AuthSettings.__name__
 
@@ -192,7 +160,7 @@ class Settings(Tree):
     """TLS on the listener. Unset: plain HTTP."""
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> Settings:
+    def _names_fit(self) -> Settings:
         owners: dict[str, str] = {}
         for index, model in enumerate(self.models):
             places: list[tuple[str, tuple[str | int, ...]]] = [(model.name, ("models", index, "name"))]
@@ -202,4 +170,8 @@ class Settings(Tree):
                     detail = {"place": place, "name": name, "owner": owners[name]}
                     raise PydanticCustomError("name_taken", "'{name}' is already used by models[{owner}]", detail)
                 owners[name] = str(index)
+        for name in self.limits.models:
+            if all(name != model.name for model in self.models):
+                detail = {"place": ("limits", "models", name), "name": name}
+                raise PydanticCustomError("no_such_model", "there is no model '{name}' in models", detail)
         return self

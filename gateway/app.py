@@ -30,6 +30,7 @@ from gateway.dataplane import DataPlane
 from gateway.door import Door
 from gateway.errors import GatewayError, MethodRefused, UnknownPath, answer
 from gateway.keysfile import KeysFile
+from gateway.limits import shared_accounts
 from gateway.log import AccessLog
 from gateway.metrics import GatewayCollector, Metrics, registry_for
 from gateway.middleware import HostGuard
@@ -83,7 +84,7 @@ def create_app(
         work.append(lambda: health.announce(readiness))
     about = {"version": version("upshift"), "profile": settings.profile}
     control_plane = _control_plane(catalog, authenticator, readiness, about, registry, scrape, access_log, work)
-    door = Door(guard, authenticator, RateLimiter(limits, worker))
+    door = Door(guard, authenticator, RateLimiter(limits, worker, shared=shared_accounts(settings, limits.slot_of)))
     relay = Relay(settings.server, Router(catalog), Journal(metrics, access_log), door)
     return DataPlane(relay, guard, control_plane, readiness)
 

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hmac import compare_digest
 from pathlib import Path
+from typing import ClassVar
 
 from config.errors import ConfigError, Problem
-from config.schema import AuthSettings, LimitSettings, Settings
+from config.limits import LimitSettings
+from config.schema import AuthSettings, Settings
 from gateway.errors import InvalidKey, ModelNotAllowed
 from gateway.keys import is_intact
 from gateway.keysfile import KeyEntry, KeysFile, expiry, load_keys
@@ -36,6 +38,7 @@ class Principal:
     limits: Limits
     slot: int
     expires_at: float | None = None
+    whose: ClassVar[str] = "This API key"
     digest: bytes = field(default=ANONYMOUS, repr=False)
 
 

@@ -91,7 +91,7 @@ class TooManyTokens(GatewayError):
 class RateLimited(GatewayError):
     """One of the key's limits is used up.
 
-    `limit` is `requests`, `tokens` or `concurrent`; `headers` are the x-ratelimit fields as they stand.
+    `limit` is `requests`, `tokens`, `tokens_per_day` or `concurrent`; `headers` are the x-ratelimit fields.
     """
 
     def __init__(

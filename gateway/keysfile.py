@@ -22,8 +22,8 @@ from pydantic_core import PydanticCustomError
 
 from config.document import parse
 from config.errors import ConfigError, Problem
+from config.limits import LimitSettings, TierName
 from config.load import MAX_FILE_BYTES, read_text
-from config.schema import LimitSettings, TierName
 from config.tree import ModelName
 from config.validate import validate
 

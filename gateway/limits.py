@@ -1,32 +1,50 @@
-"""What one key may take, as numbers: the settings of key, tier and default resolved into one.
+"""What may be taken, as numbers, and who it is counted for: keys, models, everybody.
 
-Neighbours: config/schema.py (the settings), auth.py (resolves them), ratelimit.py (enforces them).
+Neighbours: config/limits.py (the settings), auth.py (the limits of keys), ratelimit.py (enforces them).
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
-from config.schema import LimitSettings
+from config.limits import LimitSettings
+from config.schema import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Limits in force; None is no limit. `header_template` has the place of two values per limited kind;
-    `counts_nothing` tells that no counter has to be kept."""
+    `counts_nothing` tells that no counter has to be kept, `counts_tokens` that one of tokens has."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrent: int | None = None
     max_tokens_per_request: int | None = None
+    tokens_per_day: int | None = None
     header_template: bytes = field(init=False, repr=False, compare=False)
     counts_nothing: bool = field(init=False, repr=False, compare=False)
+    counts_tokens: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        kinds = (("requests", self.requests_per_minute), ("tokens", self.tokens_per_minute))
+        minute, day = self.tokens_per_minute, self.tokens_per_day
+        kinds = (("requests", self.requests_per_minute), ("tokens", day if minute is None else minute))
         lines = [_template(kind, limit) for kind, limit in kinds if limit is not None]
         object.__setattr__(self, "header_template", b"".join(lines))
         object.__setattr__(self, "counts_nothing", not lines and self.concurrent is None)
+        object.__setattr__(self, "counts_tokens", minute is not None or day is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Who beside a key pays for requests: a model, or everybody together. `whose` begins the sentences of refusals,
+    `slot` is its place in the LimitStore, `digest` what it is called there and at Redis."""
+
+    whose: str
+    limits: Limits
+    slot: int
+    digest: bytes
 
 
 def _template(kind: str, limit: int) -> bytes:
@@ -43,3 +61,26 @@ def resolve(*layers: LimitSettings) -> Limits:
         value = next((value for value in values if value is not None), None)
         found[name] = None if value == "unlimited" else value
     return Limits(**found)
+
+
+def shared_accounts(settings: Settings, slot_of: Callable[[bytes], int]) -> dict[str, tuple[Account, ...]]:
+    """By model, the accounts beside the key's own that pay for its requests; models without any are left out.
+
+    `slot_of` is LimitStore.slot_of. Its digests are of texts that no API key can be: a header holds no NUL.
+    """
+
+    def account(whose: str, name: str, limits: LimitSettings) -> tuple[Account, ...]:
+        if limits == LimitSettings():
+            return ()
+        digest = hashlib.sha256(name.encode()).digest()
+        return (Account(whose, resolve(limits), slot_of(digest), digest),)
+
+    total = account("This gateway", "\0total", settings.limits.total)
+    limited = settings.limits.models
+    found = {
+        model.name: account(f"The model '{model.name}'", f"\0model\0{model.name}", limited[model.name])
+        if model.name in limited
+        else ()
+        for model in settings.models
+    }
+    return {name: (*accounts, *total) for name, accounts in found.items() if accounts or total}

@@ -19,6 +19,7 @@ from backends.base import BackendState, Operation, Usage
 from routing.upstream import Upstream
 
 UNKNOWN_MODEL = "unknown"
+LIMIT_KINDS = ("requests", "tokens", "tokens_per_day", "concurrent")
 
 # vLLM's edges for the end-to-end time and the time to first token, so that one dashboard reads both.
 DURATION_SECONDS = (
@@ -120,7 +121,7 @@ class Metrics:
     def __init__(self) -> None:
         self._series: dict[tuple[str, str], Series] = {}
         self.cancelled: dict[str, int] = {"body": 0, "waiting": 0, "streaming": 0}
-        self.rate_limited: dict[str, int] = {"requests": 0, "tokens": 0, "concurrent": 0}
+        self.rate_limited: dict[str, int] = dict.fromkeys(LIMIT_KINDS, 0)
 
     def series(self, model: str, backend: str) -> Series:
         """The one series of the pair, made at first use. Both names must come from the configuration."""

@@ -14,8 +14,9 @@ WORD_BYTES = 8
 # One word: how many slots are taken. The rest keeps records on cache lines of their own.
 HEAD_WORDS = 8
 # A record: the digest of the key; time of the last change; debts of requests and tokens; how many of the given-back
-# tokens the debt knows of; and then, a word for each worker, the requests it has running and the tokens it gave back.
-DIGEST_WORDS, UPDATED, REQUESTS, TOKENS, SEEN, OWN = 4, 4, 5, 6, 7, 8
+# tokens the debts know of; a day's debt of tokens; and then, a word for each worker, the requests it has running and
+# the tokens it gave back.
+DIGEST_WORDS, UPDATED, REQUESTS, TOKENS, SEEN, DAY, OWN = 4, 4, 5, 6, 7, 8, 9
 
 # More keys than a file of 1 MiB can name, so that thousands can come and go before a restart.
 DEFAULT_SLOTS = 16_384

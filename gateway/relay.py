@@ -12,7 +12,13 @@ import logging
 from time import perf_counter
 
 from backends.base import BackendResponse, InferenceRequest
-from backends.errors import BackendError, BackendProtocolError, BackendTimeout
+from backends.errors import (
+    BackendError,
+    BackendOverloaded,
+    BackendProtocolError,
+    BackendTimeout,
+    BackendUnavailable,
+)
 from backends.sse import UsageSniffer
 from config.schema import ServerSettings
 from gateway import intake
@@ -112,7 +118,7 @@ class _Exchange:
         check_model(principal, model)
         cap = request.max_output_tokens
         estimate = estimate_tokens(record.bytes_in, cap, request.choices, DEFAULT_OUTPUT_TOKENS)
-        self._reservation = door.limiter.reserve(principal, estimate)
+        self._reservation = door.limiter.reserve(principal, estimate, model)
         record.overhead_seconds = perf_counter() - arrived
         try:
             routed = await router.dispatch(request)
@@ -130,7 +136,7 @@ class _Exchange:
         if record.usage is not None:
             reservation.settle(record.usage.prompt_tokens + record.usage.completion_tokens)
         elif record.first_byte is None:
-            reservation.settle(0)
+            reservation.settle(0, served=not isinstance(record.error, _UNSERVED))
         else:
             prompt_tokens = estimate_tokens(record.bytes_in, 0, 1, 0)
             reservation.settle(prompt_tokens + self._events if self.is_sse else None)
@@ -267,5 +273,8 @@ class _Exchange:
 def _body_too_late() -> Exception:
     return BodyTimeout("The request body did not arrive in time.")
 
+
+# What says that nobody began: the request is given back, for waiting until a model is loaded should burn nothing.
+_UNSERVED = (BackendUnavailable, BackendOverloaded)
 
 _SSE_HEADERS = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from config.schema import LimitSettings, Settings
+    from config.limits import LimitSettings
+    from config.schema import Settings
     from gateway.keysfile import KeyEntry, KeysFile
 
 Command = Callable[..., Any]
@@ -19,6 +20,7 @@ Command = Callable[..., Any]
 _LIMITS = {
     "rpm": "requests_per_minute",
     "tpm": "tokens_per_minute",
+    "tpd": "tokens_per_day",
     "concurrent": "concurrent",
     "max_tokens": "max_tokens_per_request",
 }
@@ -53,6 +55,7 @@ def keys() -> None:
 @click.option("--expires", metavar="DATE", help="Last day it works (UTC), or a time such as 2027-01-31T12:00Z.")
 @click.option("--rpm", metavar="N", help="Requests per minute; a number or `unlimited`, as for all limits.")
 @click.option("--tpm", metavar="N", help="Tokens per minute.")
+@click.option("--tpd", metavar="N", help="Tokens per day.")
 @click.option("--concurrent", metavar="N", help="Requests at the same time.")
 @click.option("--max-tokens", metavar="N", help="Tokens one request may ask for.")
 @_where

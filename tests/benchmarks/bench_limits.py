@@ -19,7 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from config.schema import LimitSettings, LimitsSettings, Settings
+from config.limits import LimitSettings, LimitsSettings
+from config.schema import Settings
 from gateway.auth import Authenticator, Principal, principals
 from gateway.keys import hash_of, new_key
 from gateway.keysfile import KeyEntry, KeysFile

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 import config
 from config.edge import TlsSettings
-from config.schema import AuthSettings, GgufSettings, LimitSettings, ModelSettings, ServerSettings, Settings
+from config.limits import LimitSettings
+from config.schema import AuthSettings, GgufSettings, ModelSettings, ServerSettings, Settings
 from config.vllm import VllmSettings
 
 PAGE = Path(config.__file__).parent.parent / "docs" / "config.md"
@@ -37,4 +38,5 @@ def test_page_has_every_key_with_its_default() -> None:
     keys |= expected("auth.", AuthSettings) | expected("tls.", TlsSettings)
     keys |= expected("limits.default.", LimitSettings) | expected("limits.tiers.NAME.", LimitSettings)
     keys["profile"] = _shown(Settings.model_fields["profile"].get_default())
+    keys |= expected("limits.models.NAME.", LimitSettings) | expected("limits.total.", LimitSettings)
     assert dict(rows) == keys

@@ -10,8 +10,9 @@ import yaml
 
 import config
 from config.errors import ConfigError
+from config.limits import LimitSettings
 from config.load import MAX_FILE_BYTES, Override, load
-from config.schema import AuthSettings, GgufSettings, LimitSettings, ModelSettings, Settings
+from config.schema import AuthSettings, GgufSettings, ModelSettings, Settings
 from config.show import show
 from config.vllm import VllmSettings
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from config.schema import GgufSettings, LimitSettings, ModelSettings, ServerSettings, Settings
+from config.limits import LimitSettings
+from config.schema import GgufSettings, ModelSettings, ServerSettings, Settings
 
 
 def model(name: str, *aliases: str) -> ModelSettings:

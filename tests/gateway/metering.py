@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.auth import Principal
-from gateway.limits import Limits
+from gateway.limits import Account, Limits
 from gateway.ratelimit import RateLimiter, Reservation
 from gateway.ratelimit_store import LimitStore
 
@@ -24,14 +24,23 @@ class Clock:
 class Meter:
     """One key with `limits` at one worker."""
 
-    def __init__(self, limits: Limits, store: LimitStore | None = None, worker: int = 0) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        store: LimitStore | None = None,
+        worker: int = 0,
+        *,
+        shared: tuple[Account, ...] = (),
+        key: bytes = b"a",
+    ) -> None:
         self.clock = Clock()
         self.store = store or LimitStore(64)
-        self.principal = Principal("a", None, None, limits, self.store.slot_of(b"a" * 32), None, b"a" * 32)
-        self.limiter = RateLimiter(self.store, worker, self.clock)
+        digest = key * 32
+        self.principal = Principal("a", None, None, limits, self.store.slot_of(digest), None, digest)
+        self.limiter = RateLimiter(self.store, worker, self.clock, {"m": shared} if shared else None)
 
     def reserve(self, tokens: int = 0) -> Reservation:
-        return self.limiter.reserve(self.principal, tokens)
+        return self.limiter.reserve(self.principal, tokens, "m")
 
 
 def fields(lines: bytes) -> dict[str, str]:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from config.errors import ConfigError
-from config.schema import GgufSettings, LimitSettings, LimitsSettings, ModelSettings, ServerSettings, Settings
+from config.limits import LimitSettings, LimitsSettings
+from config.schema import GgufSettings, ModelSettings, ServerSettings, Settings
 from gateway.auth import ANONYMOUS, MAX_KEY_BYTES, Authenticator, check_exposure, check_model, keys_of, principals
 from gateway.errors import InvalidKey, ModelNotAllowed
 from gateway.keys import hash_of, new_key

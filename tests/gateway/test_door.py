@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from backends.base import Usage
-from backends.errors import BackendUnavailable
+from backends.errors import BackendError, BackendLoading, BackendOverloaded, BackendUnavailable
 from gateway.keys import hash_of, new_key
 from tests.fakes import FakeBackend, chat_body, chat_events
 from tests.gateway.running import CHAT, Gateway, body, request, serving
@@ -19,15 +19,15 @@ from tests.gateway.running import CHAT, Gateway, body, request, serving
 ALICE, BOB = new_key(), new_key()
 
 
-def edge(folder: Path, **limits: Any) -> dict[str, Any]:
-    """Alice may use everything within `limits`, Bob only the model `other`."""
+def edge(folder: Path, shared: dict[str, Any] | None = None, **limits: Any) -> dict[str, Any]:
+    """Alice may use everything within `limits`, Bob only the model `other`; both within `shared`."""
     file = folder / "keys.yaml"
     entries = [
         {"name": "alice", "hash": hash_of(ALICE), "limits": limits},
         {"name": "bob", "hash": hash_of(BOB), "models": ["other"]},
     ]
     file.write_text(json.dumps({"keys": entries}))
-    return {"auth": {"keys_file": str(file)}}
+    return {"auth": {"keys_file": str(file)}, "limits": shared or {}}
 
 
 async def ask(gateway: Gateway, key: str | None = ALICE, **fields: Any) -> httpx.Response:
@@ -164,3 +164,33 @@ async def test_caps_of_another_type_are_refused_by_name(name: str, value: object
     async with serving(FakeBackend()) as gateway:
         answer = await gateway.chat(**{name: value})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+
+
+async def test_models_and_the_whole_gateway_are_limited_over_all_keys(tmp_path: Path) -> None:
+    shared = {"models": {"other": {"requests_per_minute": 1}}, "total": {"requests_per_minute": 3}}
+    async with serving(FakeBackend(), FakeBackend("other"), edge=edge(tmp_path, shared)) as gateway:
+        asked = [(BOB, "other"), (ALICE, "other"), (ALICE, "alias"), (ALICE, "fake"), (ALICE, "fake")]
+        answers = [await ask(gateway, key, model=model) for key, model in asked]
+        assert [answer.status_code for answer in answers] == [200, 429, 200, 200, 429]
+        assert "The model 'other' is limited to 1 requests per minute" in answers[1].text
+        assert "This gateway is limited to 3 requests per minute" in answers[4].text
+
+
+async def test_day_of_tokens_is_refused_by_name(tmp_path: Path) -> None:
+    async with serving(FakeBackend(), edge=edge(tmp_path, tokens_per_day=400)) as gateway:
+        assert (await ask(gateway, max_tokens=300)).status_code == 200
+        refused = await ask(gateway, max_tokens=390)
+        assert (refused.status_code, "400 tokens per day" in refused.text) == (429, True)
+        assert refused.headers["x-ratelimit-limit-tokens"] == "400"
+        assert await gateway.metric("upshift_rate_limited_total", limit="tokens_per_day") == 1
+
+
+@pytest.mark.parametrize("error", [BackendUnavailable("x"), BackendLoading("x"), BackendOverloaded("x")], ids=repr)
+async def test_waiting_for_a_model_burns_no_limit(tmp_path: Path, error: BackendError) -> None:
+    backend = FakeBackend(before=[error])
+    async with serving(backend, edge=edge(tmp_path, requests_per_minute=1, tokens_per_minute=1000)) as gateway:
+        for _ in range(3):
+            assert (await ask(gateway, max_tokens=900)).status_code == 503
+        backend.before = ()
+        assert (await ask(gateway, max_tokens=900)).status_code == 200
+        assert (await ask(gateway, max_tokens=900)).status_code == 429

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from config.errors import ConfigError
-from config.schema import LimitSettings
+from config.limits import LimitSettings
 from gateway.keysfile import KeyEntry, KeysFile, editing, expiry, load_keys, write_keys
 
 HASH = "sha256:" + "a" * 64

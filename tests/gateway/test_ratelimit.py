@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.buckets import MAX_TOKENS, duration
 from gateway.errors import RateLimited, TooManyTokens, answer
 from gateway.limits import Limits
-from gateway.ratelimit import MAX_TOKENS, duration, estimate_tokens
+from gateway.ratelimit import estimate_tokens
 from gateway.ratelimit_store import LimitStore
 from tests.gateway.metering import Meter, fields, left
 

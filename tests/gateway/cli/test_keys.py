@@ -41,12 +41,29 @@ def test_added_key_is_the_only_line_of_output_and_works(file: Path, capsys: pyte
 
 def test_rights_of_a_key_are_written(file: Path) -> None:
     rights = ["--tier", "batch", "--models", "llama3,demo", "--expires", "2027-01-31", "--rpm", "30"]
-    assert keys("add", "alice", *rights, "--concurrent", "unlimited", "--tpm", "9", "--max-tokens", "5", file=file) == 0
+    assert (
+        keys(
+            "add",
+            "alice",
+            *rights,
+            "--concurrent",
+            "unlimited",
+            "--tpm",
+            "9",
+            "--tpd",
+            "99",
+            "--max-tokens",
+            "5",
+            file=file,
+        )
+        == 0
+    )
     [entry] = load_keys(file).keys
     assert (entry.tier, entry.models, entry.expires) == ("batch", ("llama3", "demo"), "2027-01-31")
     assert entry.limits.model_dump() == {
         "requests_per_minute": 30,
         "tokens_per_minute": 9,
+        "tokens_per_day": 99,
         "concurrent": "unlimited",
         "max_tokens_per_request": 5,
     }
