@@ -31,7 +31,8 @@ class BackendState(StrEnum):
 class InferenceRequest(NamedTuple):
     """One inference call. `body` is the client's JSON as bytes, forwarded as it is; the other fields are the decoded
     envelope, which is all the gateway ever looks at. `max_output_tokens` is for each of `choices` answers, None where
-    the client set no bound."""
+    the client set no bound. `features` are those of its fields that not every engine has: "tools", "logprobs",
+    "structured_output"."""
 
     operation: Operation
     model: str
@@ -42,6 +43,7 @@ class InferenceRequest(NamedTuple):
     max_output_tokens: int | None = None
     choices: int = 1
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    features: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ class RemoteBackend:
 
     def __init__(self, name: str, address: str) -> None:
         self.name = name
+        self.address = address
         self.state = BackendState.STOPPED
         # No deadlines down here: how long an answer may take is for the caller to say, who knows the client.
         self._client = HttpClient(address, response_timeout_seconds=inf, idle_timeout_seconds=inf)

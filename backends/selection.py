@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from config.errors import ConfigError, Problem
-from config.schema import ModelSettings, Profile, Settings
+from config.schema import ModelSettings, Settings
+from config.tree import Profile
 
 GGUF = "gguf"
 VLLM = "vllm"

@@ -12,10 +12,9 @@ from pydantic_core import PydanticCustomError
 
 from config.edge import TlsSettings
 from config.limits import LimitsSettings
-from config.tree import DEMO_SOURCE, Endpoint, HostName, ModelName, Network, SourcePath, Tree
+from config.routing import ModelRoutingSettings, RoutingSettings
+from config.tree import DEMO_SOURCE, Endpoint, HostName, ModelName, Network, Profile, SourcePath, Tree
 from config.vllm import VllmSettings
-
-Profile = Literal["dev", "prod", "auto"]
 
 
 class GgufSettings(Tree):
@@ -61,6 +60,9 @@ class ModelSettings(Tree):
 
     vllm: VllmSettings | None = None
     """The vLLM servers that serve the model. With `gguf` beside it the router chooses for each request."""
+
+    routing: ModelRoutingSettings = ModelRoutingSettings()
+    """What the router does differently for this model."""
 
     @model_validator(mode="after")
     def _served_by_something(self) -> ModelSettings:
@@ -149,6 +151,9 @@ class Settings(Tree):
     models: tuple[ModelSettings, ...] = Field(default_factory=_demo, min_length=1, max_length=1000)
     """The models served. Unset: the bundled demo model."""
 
+    routing: RoutingSettings = RoutingSettings()
+    """Which backend serves a request of a model that has several."""
+
     auth: Auth | None = None
     """API keys, or `none`: everybody who reaches the listener may use it. Unset is `none` on a loopback address and
     refused on any other."""
@@ -174,4 +179,16 @@ class Settings(Tree):
             if all(name != model.name for model in self.models):
                 detail = {"place": ("limits", "models", name), "name": name}
                 raise PydanticCustomError("no_such_model", "there is no model '{name}' in models", detail)
+        return self
+
+    @model_validator(mode="after")
+    def _rules_name_what_exists(self) -> Settings:
+        known = {"model": {model.name for model in self.models}, "key_tier": self.limits.tiers.keys()}
+        for index, rule in enumerate(self.routing.rules):
+            for field, names in known.items():
+                name = getattr(rule.when, field)
+                if name is not None and name not in names:
+                    detail = {"place": ("routing", "rules", index, "when", field), "name": name}
+                    where = "models" if field == "model" else "limits.tiers"
+                    raise PydanticCustomError("no_such_name", f"there is no '{{name}}' in {where}", detail)
         return self

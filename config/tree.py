@@ -1,13 +1,13 @@
 """What every part of the settings is made of: the frozen base class, and the kinds of text that several parts take.
 
-Neighbours: schema.py (the tree), vllm.py and edge.py (branches with files of their own).
+Neighbours: schema.py (the tree), vllm.py, edge.py and routing.py (branches with files of their own).
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
@@ -20,6 +20,7 @@ ModelName = Annotated[
     str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$", strict=True)
 ]
 HostName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:\[\]-]+$")]
+Profile = Literal["dev", "prod", "auto"]
 SourcePath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$", strict=True)]
 
 _ENDPOINT = re.compile(r"(http://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?)(?:/v1)?/?")

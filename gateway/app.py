@@ -21,8 +21,7 @@ from starlette.exceptions import HTTPException
 
 from backends.base import Backend
 from backends.factory import create_backends
-from backends.selection import rank
-from config.schema import AuthSettings, ModelSettings, Profile, Settings
+from config.schema import AuthSettings, ModelSettings, Settings
 from gateway import health, keyswatch
 from gateway.api import openai
 from gateway.auth import Authenticator, keys_of, principals
@@ -40,8 +39,9 @@ from gateway.record import Journal
 from gateway.relay import Relay
 from routing.catalog import CatalogEntry, ModelCatalog
 from routing.errors import RoutingError
+from routing.policy import plan_for
+from routing.pools import pool_of
 from routing.router import Router
-from routing.upstream import Upstream, UpstreamPool
 
 Scrape = Callable[[], Awaitable[CollectorRegistry]]
 # What runs beside the requests as long as the application does.
@@ -67,7 +67,7 @@ def create_app(
     ready. Raises ConfigError for a keys file that cannot be used.
     """
     access_log = access_log or AccessLog(lambda _: None)
-    pools = [_pool(model, make_backends(model), settings.profile) for model in settings.models]
+    pools = [pool_of(model, make_backends(model)) for model in settings.models]
     catalog = ModelCatalog(zip(map(_entry, settings.models), pools, strict=True))
     named = [(pool.model, upstream) for pool in pools for upstream in pool.upstreams]
     readiness = health.Readiness(named)
@@ -85,13 +85,11 @@ def create_app(
     about = {"version": version("upshift"), "profile": settings.profile}
     control_plane = _control_plane(catalog, authenticator, readiness, about, registry, scrape, access_log, work)
     door = Door(guard, authenticator, RateLimiter(limits, worker, shared=shared_accounts(settings, limits.slot_of)))
-    relay = Relay(settings.server, Router(catalog), Journal(metrics, access_log), door)
+    plans = {
+        model.name: plan_for(model.name, settings.routing, model.routing, settings.profile) for model in settings.models
+    }
+    relay = Relay(settings.server, Router(catalog, plans), Journal(metrics, access_log), door)
     return DataPlane(relay, guard, control_plane, readiness)
-
-
-def _pool(model: ModelSettings, backends: Sequence[Backend], profile: Profile) -> UpstreamPool:
-    ordered = sorted(backends, key=lambda backend: rank(backend.name, profile))
-    return UpstreamPool(model.name, tuple(map(Upstream, ordered)))
 
 
 def _entry(model: ModelSettings) -> CatalogEntry:

@@ -144,6 +144,8 @@ TABLE: dict[type[Exception], Row] = {
     ClientGone: Row(499, _REQUEST, "client_disconnected"),
     routing.RoutingError: Row(500, _SERVER, "internal_error", "Internal error."),
     routing.ModelNotFound: Row(404, _REQUEST, "model_not_found"),
+    routing.RequestRejected: Row(403, _REQUEST, "request_rejected"),
+    routing.NotCapable: Row(400, _REQUEST, "invalid_request"),
     backend.BackendError: Row(502, _SERVER, "backend_error", "The model's engine failed."),
     backend.BackendUnavailable: Row(
         503, _SERVER, "backend_unavailable", "The model is not available now; GET /readyz tells why.", 5.0

@@ -21,7 +21,20 @@ MAX_BRACKETS = 200_000
 # Whichever of its kind an engine goes by, what it may produce is at most the largest.
 _CAPS = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens"})
 _COUNTS = frozenset({"n", "best_of"})
-_ENVELOPE = frozenset({"model", "stream", "stream_options"}) | _CAPS | _COUNTS | frozenset(caps.CAPS)
+# What not every engine has, by the field that asks for it. vLLM ignores the guided_ ones since 0.12.
+_FEATURES = {
+    "tools": "tools",
+    "functions": "tools",
+    "logprobs": "logprobs",
+    "top_logprobs": "logprobs",
+    "response_format": "structured_output",
+    "structured_outputs": "structured_output",
+    "guided_json": "structured_output",
+    "guided_regex": "structured_output",
+    "guided_choice": "structured_output",
+    "guided_grammar": "structured_output",
+}
+_ENVELOPE = frozenset({"model", "stream", "stream_options"}) | _CAPS | _COUNTS | _FEATURES.keys() | caps.CAPS.keys()
 
 
 def _refuse_constant(name: str) -> None:
@@ -71,7 +84,24 @@ def decode(body: bytes, operation: Operation, request_id: str) -> InferenceReque
     include_usage = options is not None and _include_usage(options, bool(stream))
     cap, choices = _asked_for(envelope)
     caps.check(envelope, len(body))
-    return InferenceRequest(operation, model, body, bool(stream), request_id, include_usage, cap, choices)
+    features = _NO_FEATURES if envelope.keys().isdisjoint(_FEATURES) else _features(envelope)
+    return InferenceRequest(
+        operation, model, body, bool(stream), request_id, include_usage, cap, choices, features=features
+    )
+
+
+_NO_FEATURES: frozenset[str] = frozenset()
+
+
+def _features(envelope: dict[str, Any]) -> frozenset[str]:
+    """What the request needs an engine to have. Fields that say nothing (null, false, an empty list, plain text) need
+    nothing."""
+    found = {name for name in _FEATURES if envelope.get(name)}
+    if envelope.get("logprobs") == 0 and envelope["logprobs"] is not False:
+        found.add("logprobs")  # of a completion: the chosen token's alone
+    if envelope.get("response_format") == (("type", "text"),):
+        found.discard("response_format")
+    return frozenset(_FEATURES[name] for name in found)
 
 
 def _asked_for(envelope: dict[str, Any]) -> tuple[int | None, int]:

@@ -31,6 +31,7 @@ from gateway.farewell import tell
 from gateway.ratelimit import Reservation, estimate_tokens
 from gateway.record import Journal, Record
 from routing.router import Routed, Router
+from routing.ticket import Ticket
 
 Headers = dict[bytes, bytes]
 
@@ -121,7 +122,8 @@ class _Exchange:
         self._reservation = door.limiter.reserve(principal, estimate, model)
         record.overhead_seconds = perf_counter() - arrived
         try:
-            routed = await router.dispatch(request)
+            ticket = Ticket(principal.name, principal.tier, headers.get(b"x-session-id", b""))
+            routed = await router.dispatch(request, ticket)
         except BackendError as error:
             record.backend = error.backend
             raise
@@ -153,7 +155,7 @@ class _Exchange:
     async def _pass_on(self, routed: Routed) -> None:
         response, record, call = routed.response, self.record, self._call
         record.backend = routed.upstream.backend.name
-        record.reason = routed.decision.reason
+        record.reason = routed.reason
         sniffer = UsageSniffer()
         whole = False
         try:
@@ -168,6 +170,7 @@ class _Exchange:
             call.settle()
             record.status = response.status
             whole = True
+            routed.succeeded(record.first_token, self._events)
         finally:
             # The one release: it returns or aborts the upstream connection, which frees the slot and stops the engine.
             # An abort is shielded: cancelled in the middle, it would leave an engine computing for nobody.

@@ -1,7 +1,9 @@
 """What can go wrong before any upstream is asked.
 
 RoutingError
-└── ModelNotFound      no model is served under that name      (not retryable)
+├── ModelNotFound      no model is served under that name      (not retryable)
+├── RequestRejected    a rule of the configuration refuses it   (not retryable)
+└── NotCapable         no upstream has what the request needs   (not retryable)
 
 An upstream's own failures pass through as backends/errors.py has them. The client's status code is not this package's
 business: gateway/errors.py holds the one table.
@@ -10,6 +12,7 @@ business: gateway/errors.py holds the one table.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 
 # Longer names are cut in messages: whatever a client sends comes back to it in an error and may end up in a log.
 _SHOWN_CHARACTERS = 128
@@ -37,6 +40,22 @@ class ModelNotFound(RoutingError):
         super().__init__(_not_found(model, known))
         self.model = model
         self.known = known
+
+
+class RequestRejected(RoutingError):
+    """A rule says `use: reject`."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"A rule of this gateway refuses such requests for the model {model!r}.")
+
+
+class NotCapable(RoutingError):
+    """No upstream of `model` has all features that the request uses. `lacking` says what each kind lacks of them."""
+
+    def __init__(self, model: str, lacking: Mapping[str, frozenset[str]]) -> None:
+        details = "; ".join(f"{kind} lacks {', '.join(sorted(features))}" for kind, features in lacking.items())
+        super().__init__(f"No backend of the model {model!r} can serve this request: {details}.")
+        self.lacking = lacking
 
 
 def _not_found(model: str, known: tuple[str, ...]) -> str:

@@ -1,33 +1,38 @@
 """Sends a request to an upstream of its model and counts it there until its response is closed.
 
-Neighbours: catalog.py (name to pool), upstream.py (the count), backends/base.py (the call).
+Neighbours: catalog.py (name to pool), lane.py (decides), upstream.py (the count), backends/base.py (the call).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from time import perf_counter
 
-from backends.base import BackendResponse, BackendState, InferenceRequest
+from backends.base import BackendResponse, InferenceRequest
 from routing.catalog import ModelCatalog
-from routing.upstream import Upstream, UpstreamPool
-
-
-class Decision(NamedTuple):
-    """Which upstreams may serve a request, best first, and why: one word, safe in a header and as a metric label."""
-
-    upstreams: tuple[Upstream, ...]
-    reason: str
+from routing.lane import Lane
+from routing.policy import ONLY, Plan, plan_for
+from routing.ticket import Ticket
+from routing.upstream import Upstream
 
 
 @dataclass(slots=True)
 class Routed:
-    """An answer that has begun. Whoever holds it must await `aclose()`; until then it counts as in flight."""
+    """An answer that has begun. Whoever holds it must await `aclose()`; until then it counts as in flight. `reason` is
+    why this upstream: one word, safe in a header and as a metric label. `dispatched_at` is `time.perf_counter()`."""
 
     response: BackendResponse
     upstream: Upstream
-    decision: Decision
+    reason: str
+    dispatched_at: float
     _counted: bool = True
+
+    def succeeded(self, first_token_at: float | None, events: int) -> None:
+        """The whole answer has come. Of a stream: when its first token came (`time.perf_counter()`), and its events."""
+        upstream, now, began = self.upstream, perf_counter(), self.dispatched_at
+        first_token_seconds = None if first_token_at is None else first_token_at - began
+        upstream.pace = upstream.pace.with_answer(now, now - began, first_token_seconds, events)
 
     async def aclose(self) -> None:
         """Returns or aborts the upstream's connection and gives up the place in its count. Idempotent."""
@@ -42,28 +47,27 @@ class Routed:
 
 
 class Router:
-    """Dispatches over the pools of one catalog."""
+    """Dispatches over the pools of one catalog, each by its plan in `plans`; models without one have the defaults."""
 
-    def __init__(self, catalog: ModelCatalog) -> None:
+    def __init__(self, catalog: ModelCatalog, plans: Mapping[str, Plan] | None = None) -> None:
         self.catalog = catalog
+        plans = plans or {}
+        self.lanes = {pool.model: Lane(pool, plans.get(pool.model) or plan_for(pool.model)) for pool in catalog.pools}
 
-    async def dispatch(self, request: InferenceRequest) -> Routed:
-        """Returns once an upstream has answered with headers. Raises ModelNotFound or the upstream's BackendError;
-        after an error or a cancellation nothing is left in flight."""
-        decision = _decide(self.catalog.resolve(request.model))
-        upstream = decision.upstreams[0]
+    async def dispatch(self, request: InferenceRequest, ticket: Ticket | None = None) -> Routed:
+        """Returns once an upstream has answered with headers. Raises RoutingError or the upstream's BackendError; after
+        an error or a cancellation nothing is left in flight."""
+        lane = self.lanes[self.catalog.resolve(request.model).model]
+        upstream, reason = lane.only, ONLY
+        if upstream is None:
+            upstream, reason = lane.choose(lane.ask(request, ticket or Ticket()))
+            # Where none can take it, the first one says why not.
+            upstream = upstream or lane.pool.upstreams[0]
         upstream.in_flight += 1
         try:
+            dispatched_at = perf_counter()
             response = await upstream.backend.send(request)
         except BaseException:
             upstream.in_flight -= 1
             raise
-        return Routed(response, upstream, decision)
-
-
-def _decide(pool: UpstreamPool) -> Decision:
-    """The first upstream that is ready; where none is, the first one, which says why not."""
-    if len(pool.upstreams) == 1:
-        return Decision(pool.upstreams, "only")
-    ready = tuple(upstream for upstream in pool.upstreams if upstream.backend.state is BackendState.READY)
-    return Decision(ready or pool.upstreams, "first_ready")
+        return Routed(response, upstream, reason, dispatched_at)

@@ -6,7 +6,8 @@ import pytest
 
 from backends.selection import Choice, choose, rank, select
 from config.errors import ConfigError
-from config.schema import GgufSettings, ModelSettings, Profile, Settings
+from config.schema import GgufSettings, ModelSettings, Settings
+from config.tree import Profile
 from config.vllm import VllmSettings
 
 LOCAL = GgufSettings(source="/models/m.gguf")

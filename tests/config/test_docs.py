@@ -11,6 +11,7 @@ from pydantic import BaseModel
 import config
 from config.edge import TlsSettings
 from config.limits import LimitSettings
+from config.routing import GraduateSettings, ModelRoutingSettings, RoutingSettings, RuleSettings, WhenSettings
 from config.schema import AuthSettings, GgufSettings, ModelSettings, ServerSettings, Settings
 from config.vllm import VllmSettings
 
@@ -20,7 +21,7 @@ PAGE = Path(config.__file__).parent.parent / "docs" / "config.md"
 def expected(prefix: str, tree: type[BaseModel]) -> dict[str, str]:
     found = {}
     for name, field in tree.model_fields.items():
-        if name not in {"gguf", "vllm"}:
+        if name not in {"gguf", "vllm"} and not isinstance(field.get_default(), BaseModel):
             found[prefix + name] = "required" if field.is_required() else _shown(field.get_default())
     return found
 
@@ -39,4 +40,7 @@ def test_page_has_every_key_with_its_default() -> None:
     keys |= expected("limits.default.", LimitSettings) | expected("limits.tiers.NAME.", LimitSettings)
     keys["profile"] = _shown(Settings.model_fields["profile"].get_default())
     keys |= expected("limits.models.NAME.", LimitSettings) | expected("limits.total.", LimitSettings)
+    keys |= expected("routing.", RoutingSettings) | expected("models[].routing.", ModelRoutingSettings)
+    keys |= expected("routing.graduate.", GraduateSettings) | expected("routing.rules[].", RuleSettings)
+    keys |= expected("routing.rules[].when.", WhenSettings)
     assert dict(rows) == keys

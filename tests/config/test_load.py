@@ -12,6 +12,7 @@ import config
 from config.errors import ConfigError
 from config.limits import LimitSettings
 from config.load import MAX_FILE_BYTES, Override, load
+from config.routing import GraduateSettings, RoutingSettings
 from config.schema import AuthSettings, GgufSettings, ModelSettings, Settings
 from config.show import show
 from config.vllm import VllmSettings
@@ -41,6 +42,8 @@ def test_example_names_every_key_and_is_valid() -> None:
     assert set(data["models"][0]["gguf"]) == set(GgufSettings.model_fields)
     assert set(data["models"][1]["vllm"]) == set(VllmSettings.model_fields)
     assert set(data["limits"]["default"]) == set(LimitSettings.model_fields)
+    assert set(data["routing"]) == set(RoutingSettings.model_fields)
+    assert set(data["routing"]["graduate"]) == set(GraduateSettings.model_fields)
     assert set(data) == set(Settings.model_fields)
 
 

@@ -117,3 +117,20 @@ def test_auth_is_keys_or_the_word_none() -> None:
     for value in others:
         with pytest.raises(ValidationError):
             Settings.model_validate({"auth": value})
+
+
+@pytest.mark.parametrize(
+    ("routing", "text"),
+    [
+        ({"graduate": {"to_vllm_at": 2, "back_to_gguf_at": 2}}, "back_to_gguf_at should be less than to_vllm_at"),
+        ({"rules": [{"when": {}, "use": "vllm"}]}, "should name at least one condition"),
+        ({"rules": [{"when": {"model": "nobody"}, "use": "vllm"}]}, "there is no 'nobody' in models"),
+        ({"rules": [{"when": {"key_tier": "gold"}, "use": "vllm"}]}, "there is no 'gold' in limits.tiers"),
+        ({"rules": [{"when": {"features": ["sight"]}, "use": "vllm"}]}, "'images'"),
+        ({"policy": "roulette"}, "'graduate'"),
+    ],
+    ids=str,
+)
+def test_routing_that_cannot_work_is_refused(routing: dict[str, object], text: str) -> None:
+    with pytest.raises(ValidationError, match=text):
+        Settings.model_validate({"routing": routing})

@@ -147,3 +147,21 @@ def test_what_a_browser_sends_without_asking_is_refused(content_type: bytes, enc
 def test_announced_length_is_enough_for_a_refusal(length: bytes) -> None:
     with pytest.raises(BodyTooLarge):
         check_headers({b"content-type": b"application/json", b"content-length": length}, 10)
+
+
+@pytest.mark.parametrize(
+    ("fields", "features"),
+    [
+        ({}, set()),
+        ({"tools": [], "logprobs": False, "response_format": None}, set()),
+        ({"response_format": {"type": "text"}}, set()),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, {"tools"}),
+        ({"logprobs": True, "top_logprobs": 2}, {"logprobs"}),
+        ({"logprobs": 0}, {"logprobs"}),
+        ({"response_format": {"type": "json_object"}}, {"structured_output"}),
+        ({"structured_outputs": {"regex": "a"}, "tools": [1]}, {"structured_output", "tools"}),
+    ],
+    ids=str,
+)
+def test_features_that_not_every_engine_has_are_seen(fields: dict[str, Any], features: set[str]) -> None:
+    assert chat(json.dumps({"model": "m", **fields}).encode()).features == features

@@ -6,9 +6,13 @@ import pytest
 
 from backends.base import BackendResponse, BackendState, InferenceRequest, Operation
 from backends.errors import BackendError, BackendOverloaded, BackendProtocolError
+from backends.load import EngineLoad
+from config.routing import RoutingSettings
 from routing.catalog import CatalogEntry, ModelCatalog
-from routing.errors import ModelNotFound
+from routing.errors import ModelNotFound, NotCapable, RequestRejected
+from routing.policy import Plan, plan_for
 from routing.router import Router
+from routing.ticket import Ticket
 from routing.upstream import Upstream, UpstreamPool
 from tests.fakes import FakeBackend, body_of, chat_body
 
@@ -34,8 +38,7 @@ async def test_request_goes_to_the_only_upstream_unchanged(name: str) -> None:
     routed = await router.dispatch(request)
     assert await _body(routed.response) == chat_body()
     await routed.aclose()
-    assert routed.upstream is upstream
-    assert (routed.decision.upstreams, routed.decision.reason) == ((upstream,), "only")
+    assert (routed.upstream, routed.reason) == (upstream, "only")
     assert isinstance(upstream.backend, FakeBackend)
     assert upstream.backend.requests == [request]
 
@@ -129,10 +132,78 @@ async def test_break_in_the_middle_passes_through() -> None:
     assert upstream.in_flight == 0
 
 
-async def test_of_several_upstreams_the_first_that_is_ready_is_asked() -> None:
+async def test_while_the_preferred_kind_starts_another_one_serves() -> None:
     loading, first, second = FakeBackend("gguf", state=BackendState.STARTING), FakeBackend("vllm"), FakeBackend("vllm")
     pool = UpstreamPool("demo", tuple(map(Upstream, (loading, first, second))))
     routed = await Router(ModelCatalog([(CatalogEntry("demo"), pool)])).dispatch(_request())
     await routed.aclose()
-    assert [len(backend.requests) for backend in (loading, first, second)] == [0, 1, 0]
-    assert routed.decision.reason == "first_ready"
+    assert (len(loading.requests), len(first.requests) + len(second.requests)) == (0, 1)
+    assert routed.reason == "bridge"
+
+
+def _two_kinds(plan: Plan | None = None) -> tuple[Router, FakeBackend, FakeBackend]:
+    gguf, vllm = FakeBackend("gguf"), FakeBackend("vllm")
+    pool = UpstreamPool("demo", (Upstream(gguf, lacks=frozenset({"images"})), Upstream(vllm)))
+    return Router(ModelCatalog([(CatalogEntry("demo"), pool)]), {"demo": plan} if plan else {}), gguf, vllm
+
+
+async def test_a_model_graduates_with_its_load() -> None:
+    router, gguf, vllm = _two_kinds()
+    routed = [await router.dispatch(_request()) for _ in range(6)]
+    assert [r.reason for r in routed] == ["quiet"] * 3 + ["busy"] * 3
+    assert (len(gguf.requests), len(vllm.requests)) == (3, 3)
+    for answer in routed:
+        await answer.aclose()
+
+
+async def test_an_image_goes_to_the_backend_that_sees() -> None:
+    router, gguf, vllm = _two_kinds()
+    request = _request()._replace(body=b'{"messages":[{"content":[{"type":"image_url","image_url":{"url":"data:"}}]}]}')
+    routed = await router.dispatch(request)
+    await routed.aclose()
+    assert (routed.reason, len(gguf.requests), len(vllm.requests)) == ("capability", 0, 1)
+    told = _request()._replace(body=b'{"messages":[{"content":"what is \\"image_url\\"?"}]}')
+    routed = await router.dispatch(told)
+    await routed.aclose()
+    assert routed.reason == "quiet"
+
+
+async def test_a_rule_may_reject() -> None:
+    rules = [{"when": {"key": "bob"}, "use": "reject"}]
+    router, gguf, vllm = _two_kinds(plan_for("demo", RoutingSettings.model_validate({"rules": rules})))
+    with pytest.raises(RequestRejected):
+        await router.dispatch(_request(), Ticket("bob"))
+    assert (gguf.requests, vllm.requests) == ([], [])
+    await (await router.dispatch(_request(), Ticket("alice"))).aclose()
+
+
+async def test_what_nobody_can_is_refused_with_who_lacks_what() -> None:
+    pool = UpstreamPool("demo", tuple(Upstream(FakeBackend("gguf"), lacks=frozenset({"tools"})) for _ in range(2)))
+    router = Router(ModelCatalog([(CatalogEntry("demo"), pool)]))
+    with pytest.raises(NotCapable, match="gguf lacks tools"):
+        await router.dispatch(_request()._replace(features=frozenset({"tools"})))
+
+
+async def test_whole_answers_are_measured() -> None:
+    router, upstream = _router(FakeBackend())
+    routed = await router.dispatch(_request(stream=True))
+    routed.succeeded(routed.dispatched_at + 0.5, 4)
+    await routed.aclose()
+    pace = upstream.pace
+    assert pace.first_token_seconds == pytest.approx(0.5)
+    assert pace.service_seconds is not None
+    assert pace.measured_at >= routed.dispatched_at
+
+
+async def test_what_an_engine_says_of_itself_is_corrected_by_what_it_was_sent_since() -> None:
+    upstream = Upstream(FakeBackend())
+    upstream.in_flight = 2
+    upstream.load = EngineLoad(running=5, waiting=1, kv_cache_usage=None, taken_at=0.0)
+    assert (upstream.look().outstanding, upstream.look().in_flight) == (6, 2)
+    upstream.in_flight = 4
+    assert upstream.look().outstanding == 8
+    upstream.in_flight = 0
+    assert upstream.look().outstanding == 4
+    upstream.load = EngineLoad(0, 0, None, 0.0)
+    upstream.in_flight = 3
+    assert upstream.look().outstanding == 3, "never less than our own"

@@ -1,0 +1,61 @@
+"""Everything a policy may look at, frozen at one moment.
+
+Neighbours: upstream.py (makes them), policy.py (decides by this alone, so that a decision can be repeated).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from math import inf
+from typing import NamedTuple
+
+from routing.pace import Pace
+
+
+class Obstacle(StrEnum):
+    """Why an upstream takes no request now; NONE where it takes one."""
+
+    NONE = ""
+    FULL = "full"
+    STARTING = "starting"
+    DOWN = "down"
+    TRIED = "tried"
+
+
+class Stage(NamedTuple):
+    """Where `graduate` stands: the preferred kind, since when, and when the load was last above the threshold for going
+    back. Seconds of `time.perf_counter()`."""
+
+    kind: str
+    since: float = -inf
+    busy_at: float = -inf
+
+
+class UpstreamSignals(NamedTuple):
+    """One upstream. `in_flight` are this gateway's own requests, counted from dispatch; `outstanding` is what its
+    engine has to carry as far as is known: never less, and more where others use it too. `slots` are what it computes
+    at once, infinite where that is unknown; `share` is how full it would be with one more request, 1.0 for as many as
+    it computes at once; `seed` is its label as a number."""
+
+    kind: str
+    obstacle: Obstacle
+    in_flight: int
+    outstanding: int
+    slots: float
+    share: float
+    pace: Pace
+    lacks: frozenset[str]
+    seed: int
+
+
+class Signals(NamedTuple):
+    """One model's upstreams at `now` (`time.perf_counter()`), what they have to carry together, the requests that wait
+    for them, where `graduate` stands, the local `hour` and a number from [0, 1) for choices by chance."""
+
+    now: float
+    upstreams: tuple[UpstreamSignals, ...]
+    outstanding: int
+    waiting: int
+    stage: Stage
+    hour: int
+    chance: float

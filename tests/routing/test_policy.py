@@ -1,0 +1,238 @@
+"""Decisions by table, and what holds for every decision."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from config.routing import GraduateSettings, ModelRoutingSettings, RoutingSettings
+from config.tree import Profile
+from routing.ask import Ask, number_of
+from routing.pace import Pace
+from routing.policy import GGUF, POLICIES, VLLM, Decision, decide, next_stage, plan_for
+from routing.replicas import ORDERS
+from routing.signals import Obstacle, Signals, Stage, UpstreamSignals
+from tests.routing.moments import moment, plan, seen
+
+ASK = Ask("m")
+FULL, STARTING, DOWN, TRIED = Obstacle.FULL, Obstacle.STARTING, Obstacle.DOWN, Obstacle.TRIED
+BUSY = Stage(VLLM)
+
+
+def decision(policy: str, *upstreams: UpstreamSignals, ask: Ask = ASK, **fields: Any) -> tuple[tuple[int, ...], str]:
+    found = decide(plan(policy=policy), moment(*upstreams, **fields), ask)
+    return found.upstreams, found.reason
+
+
+@pytest.mark.parametrize(
+    ("policy", "gguf", "vllm", "expected"),
+    [
+        ("graduate", seen(), seen(VLLM), ((0, 1), "quiet")),
+        ("graduate", seen(outstanding=2), seen(VLLM), ((0, 1), "quiet")),
+        ("graduate", seen(outstanding=3), seen(VLLM), ((1, 0), "busy")),
+        ("graduate", seen(outstanding=2), seen(VLLM, 1), ((1, 0), "busy")),
+        ("graduate", seen(outstanding=3), seen(VLLM, 0, STARTING), ((0,), "bridge")),
+        ("graduate", seen(outstanding=3), seen(VLLM, 0, DOWN), ((0,), "failover")),
+        ("graduate", seen(outstanding=9), seen(VLLM, 9, FULL), ((0,), "spill")),
+        ("graduate", seen(outstanding=1, obstacle=FULL), seen(VLLM), ((1,), "spill")),
+        ("graduate", seen(obstacle=TRIED), seen(VLLM), ((1,), "failover")),
+        ("graduate", seen(obstacle=FULL), seen(VLLM, 0, DOWN), ((), "wait")),
+        ("gguf_first", seen(outstanding=9), seen(VLLM), ((0, 1), "preferred")),
+        ("gguf_first", seen(obstacle=FULL), seen(VLLM), ((1,), "spill")),
+        ("vllm_first", seen(), seen(VLLM, 99), ((1, 0), "preferred")),
+        ("vllm_first", seen(), seen(VLLM, 0, STARTING), ((0,), "bridge")),
+        ("least_load", seen(outstanding=2), seen(VLLM, 1), ((1, 0), "least_load")),
+        ("least_load", seen(outstanding=2, slots=16), seen(VLLM, 1, slots=2), ((0, 1), "least_load")),
+        ("least_load", seen(obstacle=FULL), seen(VLLM, 0, DOWN), ((), "wait")),
+        ("fastest", seen(pace=Pace(0.5, 0.1, 2, 1000)), seen(VLLM, pace=Pace(0.2, 0.1, 1, 1000)), ((1, 0), "fastest")),
+        ("fastest", seen(pace=Pace(0.5, 0.1, 2, 1000)), seen(VLLM), ((1, 0), "fastest")),
+        (
+            "fastest",
+            seen(pace=Pace(0.5, 0.1, 2, 1000)),
+            seen(VLLM, 4, slots=2, pace=Pace(0.2, 0.1, 1, 1000)),
+            ((0, 1), "fastest"),
+        ),
+    ],
+)
+def test_policy_orders_the_kinds_and_says_why(
+    policy: str, gguf: UpstreamSignals, vllm: UpstreamSignals, expected: tuple[tuple[int, ...], str]
+) -> None:
+    assert decision(policy, gguf, vllm) == expected
+
+
+def test_a_slow_upstream_is_tried_again_after_a_while() -> None:
+    slow, usual = seen(pace=Pace(5.0, 0.1, 9, 1000)), seen(VLLM, pace=Pace(0.5, 0.1, 2, 1000))
+    assert decision("fastest", slow, usual)[0] == (1, 0)
+    kept_busy = seen(VLLM, pace=Pace(0.5, 0.1, 2, 1120))
+    assert decision("fastest", slow, kept_busy, now=1120.0)[0] == (0, 1)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_feature_that_one_kind_lacks_goes_to_the_other(policy: str) -> None:
+    ask = ASK._replace(features=frozenset({"images"}))
+    gguf, vllm = seen(lacks=frozenset({"images"})), seen(VLLM, 50)
+    assert decision(policy, gguf, vllm, ask=ask)[0] == (1,)
+    assert decision(policy, gguf, seen(VLLM, 0, DOWN), ask=ask) == ((), "wait")
+    assert decision(policy, gguf, ask=ask) == ((), "incapable")
+    if policy == "graduate":
+        assert decision(policy, gguf, seen(VLLM), ask=ask)[1] == "capability"
+
+
+def test_models_override_the_policy() -> None:
+    own = ModelRoutingSettings(policy="vllm_first", graduate=GraduateSettings(to_vllm_at=9))
+    found = plan_for("m", RoutingSettings(policy="gguf_first", replicas="power_of_two"), own)
+    assert (found.policy, found.replicas, found.graduate.to_vllm_at) == ("vllm_first", "power_of_two", 9)
+
+
+@pytest.mark.parametrize(("profile", "policy"), [("auto", "graduate"), ("prod", "vllm_first"), ("dev", "gguf_first")])
+def test_without_a_policy_the_profile_has_one(profile: Profile, policy: str) -> None:
+    assert plan_for("m", profile=profile).policy == policy
+    assert plan_for("m", RoutingSettings(policy="fastest"), profile=profile).policy == "fastest"
+
+
+def test_graduate_goes_back_only_after_a_quiet_dwell_time() -> None:
+    graduate = GraduateSettings(to_vllm_at=4, back_to_gguf_at=2, dwell_seconds=10)
+
+    def step(stage: Stage, now: float, load: int) -> Stage:
+        return next_stage(graduate, moment(seen(outstanding=load - 1), seen(VLLM), now=now, stage=stage))
+
+    stage = step(Stage(GGUF), 0, 4)
+    assert stage == Stage(VLLM, 0, 0)
+    stage = step(stage, 9, 32)
+    stage = step(stage, 11, 1)
+    assert stage.kind == VLLM, "a batch that ends leaves a moment of quiet"
+    stage = step(stage, 12, 3)
+    stage = step(stage, 21, 2)
+    assert stage.kind == VLLM
+    stage = step(stage, 22, 2)
+    assert stage.kind == GGUF
+    assert step(stage, 31, 50).kind == GGUF, "not within the dwell time"
+    assert step(stage, 32, 4).kind == VLLM
+
+
+@given(
+    graduate=st.builds(
+        lambda back, gap, dwell: GraduateSettings(to_vllm_at=back + gap, back_to_gguf_at=back, dwell_seconds=dwell),
+        st.integers(0, 10),
+        st.integers(1, 10),
+        st.floats(0, 60),
+    ),
+    moments=st.lists(st.tuples(st.floats(0, 20), st.integers(0, 40), st.integers(0, 10)), max_size=60),
+)
+def test_graduate_never_moves_twice_within_the_dwell_time(
+    graduate: GraduateSettings, moments: list[tuple[float, int, int]]
+) -> None:
+    now, stage, moves = 0.0, Stage(GGUF), []
+    for pause, outstanding, waiting in moments:
+        now += pause
+        after = next_stage(graduate, moment(seen(outstanding=outstanding), now=now, stage=stage, waiting=waiting))
+        if after.kind != stage.kind:
+            moves.append(now)
+            load = outstanding + waiting + 1
+            assert load >= graduate.to_vllm_at if after.kind == VLLM else load <= graduate.back_to_gguf_at
+        stage = after
+    assert all(later - earlier >= graduate.dwell_seconds for earlier, later in pairwise(moves))
+
+
+UPSTREAMS = st.lists(
+    st.builds(
+        seen,
+        st.sampled_from([GGUF, VLLM]),
+        st.integers(0, 300),
+        st.sampled_from(Obstacle),
+        slots=st.sampled_from([1.0, 4.0, 256.0, float("inf")]),
+        pace=st.builds(Pace, st.none() | st.floats(0, 10), st.none(), st.none() | st.floats(0, 60), st.just(990.0)),
+        lacks=st.sampled_from([frozenset(), frozenset({"images"})]),
+        seed=st.integers(0, 2**30 - 1),
+    ),
+    min_size=1,
+    max_size=16,
+)
+RULES = st.lists(
+    st.fixed_dictionaries({"use": st.sampled_from(["gguf", "vllm"]), "when": st.just({"prompt_tokens_over": 10})}),
+    max_size=2,
+)
+
+
+@given(
+    policy=st.sampled_from(list(POLICIES)),
+    replicas=st.sampled_from(list(ORDERS)),
+    rules=RULES,
+    upstreams=UPSTREAMS,
+    chance=st.floats(0, 1, exclude_max=True),
+    stage=st.sampled_from([Stage(GGUF), Stage(VLLM)]),
+    ask=st.builds(
+        Ask,
+        st.just("m"),
+        st.integers(0, 20),
+        features=st.sampled_from([frozenset(), frozenset({"images"}), frozenset({"tools"})]),
+        affinity=st.integers(0, 2**30 - 1),
+    ),
+)
+def test_every_decision_names_each_free_and_able_upstream_once_and_no_other(  # noqa: PLR0917 - by keyword
+    policy: str,
+    replicas: str,
+    rules: list[dict[str, Any]],
+    upstreams: list[UpstreamSignals],
+    chance: float,
+    stage: Stage,
+    ask: Ask,
+) -> None:
+    signals = moment(*upstreams, chance=chance, stage=stage)
+    the_plan = plan(policy=policy, replicas=replicas, rules=rules)
+    found = decide(the_plan, signals, ask)
+    assert found == decide(the_plan, signals, ask), "a decision can be repeated"
+    free = {
+        index
+        for index, upstream in enumerate(upstreams)
+        if upstream.obstacle is Obstacle.NONE and ask.features.isdisjoint(upstream.lacks)
+    }
+    assert len(set(found.upstreams)) == len(found.upstreams)
+    assert set(found.upstreams) <= free, "never an unhealthy or full one, never one that lacks a feature"
+    if not rules:
+        assert bool(found.upstreams) == bool(free)
+    assert found.reason.replace("_", "").isalpha()
+
+
+def affine(upstreams: list[UpstreamSignals], affinity: int) -> int:
+    signals = moment(*upstreams)
+    the_plan = plan(policy="vllm_first", replicas="prefix_affinity")
+    found: Decision = decide(the_plan, signals, ASK._replace(affinity=affinity))
+    return upstreams[found.upstreams[0]].seed
+
+
+@settings(deadline=None, max_examples=30)
+@given(count=st.integers(2, 16), salt=st.integers())
+def test_a_replica_that_joins_takes_its_share_and_nothing_else_moves(count: int, salt: int) -> None:
+    seeds = [number_of(f"http://gpu-{number}:8000".encode()) for number in range(count)]
+    keys = [number_of(f"{salt} {number}".encode()) for number in range(600)]
+    replicas = [seen(VLLM, seed=seed) for seed in seeds]
+    before = [affine(replicas[:-1], key) for key in keys]
+    after = [affine(replicas, key) for key in keys]
+    moved = [new for old, new in zip(before, after, strict=True) if old != new]
+    assert set(moved) <= {seeds[-1]}, "what moves goes to the new one"
+    # A binomial share of 1/n; five standard deviations are the slack.
+    share = 1 / count
+    assert len(moved) / len(keys) <= share + 5 * (share * (1 - share) / len(keys)) ** 0.5
+
+
+@given(loads=st.lists(st.integers(0, 50), min_size=2, max_size=16), affinity=st.integers(0, 2**30 - 1))
+def test_affinity_yields_before_one_replica_carries_too_much(loads: list[int], affinity: int) -> None:
+    replicas = [seen(VLLM, load, seed=number + 1) for number, load in enumerate(loads)]
+    chosen = affine(replicas, affinity) - 1
+    assert loads[chosen] + 1 <= 1.25 * (sum(loads) + 1) / len(loads) + 1
+
+
+@given(UPSTREAMS, st.floats(0, 1, exclude_max=True))
+def test_power_of_two_never_takes_the_busiest_of_three(upstreams: list[UpstreamSignals], chance: float) -> None:
+    free = [
+        upstream._replace(kind=VLLM, obstacle=Obstacle.NONE, share=upstream.outstanding + 1.0) for upstream in upstreams
+    ]
+    signals: Signals = moment(*free, chance=chance)
+    found = decide(plan(policy="vllm_first", replicas="power_of_two"), signals, ASK)
+    loads = [upstream.outstanding for upstream in free]
+    assert len(loads) < 2 or loads[found.upstreams[0]] <= loads[found.upstreams[1]]
