@@ -5,6 +5,7 @@ Neighbours: engine.py (the one who owns it), lifecycle.py (EngineStatus, which i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 
 from backends.base import BackendResponse, BackendState, InferenceRequest
@@ -17,9 +18,11 @@ from backends.openai import OpenAIBackend
 class BorrowedEngine:
     """Calls an engine as EngineBackend does and knows of it what it is told. Belongs to one event loop."""
 
-    def __init__(self, kind: str, status: EngineStatus) -> None:
-        """The address in `status` holds for good; `kind` is "gguf" or "vllm"."""
+    def __init__(self, kind: str, status: EngineStatus, let_go: Callable[[], None]) -> None:
+        """The address in `status` holds for good; `kind` is "gguf" or "vllm". `let_go` is called when this calls it no
+        more."""
         self.name = kind
+        self._let_go = let_go
         self._status = status
         # As in EngineBackend: how long an answer may take is for the caller to say.
         self._client = HttpClient(status.address, response_timeout_seconds=inf, idle_timeout_seconds=inf)
@@ -56,3 +59,4 @@ class BorrowedEngine:
     async def stop(self) -> None:
         """Closes the connections of this process, and with them its calls; the engine goes on."""
         await self._client.aclose()
+        self._let_go()

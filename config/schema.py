@@ -71,6 +71,14 @@ class ModelSettings(Tree):
         return self
 
     @property
+    def artifacts(self) -> tuple[ModelSettings, ...]:
+        """The same model by one engine each: GGUF before vLLM."""
+        # How requests are routed is no matter of the engines.
+        alone = self.model_copy(update={"routing": ModelRoutingSettings()})
+        by_gguf, by_vllm = alone.model_copy(update={"vllm": None}), alone.model_copy(update={"gguf": None})
+        return tuple(one for one in (by_gguf, by_vllm) if one.gguf is not None or one.vllm is not None)
+
+    @property
     def places(self) -> tuple[str, ...]:
         """What serves it, for people: files and URLs."""
         gguf = () if self.gguf is None else (self.gguf.source or self.gguf.openai or "",)

@@ -16,9 +16,7 @@ from typing import Any
 from backends.base import Operation
 from gateway.call import Call
 from gateway.errors import GatewayError, MethodRefused, answer
-from gateway.health import Readiness
-from gateway.middleware import HostGuard
-from gateway.relay import Relay
+from gateway.gateway import Gateway
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -48,19 +46,17 @@ class RequestIds:
 
 
 class DataPlane:
-    """Decides by path alone, never by Host or URL text, who answers a request. `readiness` is for whoever runs it."""
+    """Decides by path alone, never by Host or URL text, who answers a request. `gateway` is for whoever runs it."""
 
-    def __init__(self, relay: Relay, guard: HostGuard, control_plane: ASGIApp, readiness: Readiness) -> None:
-        self.readiness = readiness
-        self._relay = relay
-        self._guard = guard
+    def __init__(self, gateway: Gateway, control_plane: ASGIApp) -> None:
+        self.gateway = gateway
         self._control_plane = control_plane
         self._ids = RequestIds()
 
     def serve(self, call: Call) -> Coroutine[None, None, None]:
         """Answers an inference POST; the connection runs this as a task."""
         headers = dict(call.headers)
-        return self._relay.serve(call, headers, self._ids.choose(headers.get(b"x-request-id")))
+        return self.gateway.relay.serve(call, headers, self._ids.choose(headers.get(b"x-request-id")))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3 entry for everything else: `http` and `lifespan` scopes."""
@@ -69,7 +65,7 @@ class DataPlane:
             return
         request_id = self._ids.choose(dict(scope["headers"]).get(b"x-request-id"))
         try:
-            self._guard.check(scope["headers"], scope["http_version"])
+            self.gateway.guard.check(scope["headers"], scope["http_version"])
             if scope["path"] in INFERENCE:
                 raise MethodRefused("Use POST here.", allow="POST")
         except GatewayError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
@@ -69,7 +69,7 @@ def _describe(model: str, upstream: Upstream) -> dict[str, Any]:
     return about
 
 
-def routes(readiness: Readiness, about: Mapping[str, str]) -> APIRouter:
+def routes(readiness: Readiness, about: Callable[[], Mapping[str, str]]) -> APIRouter:
     """/livez (200 while the event loop turns), /readyz and /health (503 until ready), /version (`about`)."""
     router = APIRouter()
 
@@ -88,7 +88,7 @@ def routes(readiness: Readiness, about: Mapping[str, str]) -> APIRouter:
 
     @router.api_route("/version", methods=_METHODS)
     async def show_version() -> JSONResponse:
-        return JSONResponse(dict(about))
+        return JSONResponse(dict(about()))
 
     return router
 
@@ -97,11 +97,14 @@ async def announce(readiness: Readiness, interval_seconds: float = 0.1) -> None:
     """Logs each time a model becomes ready on a backend, and how long that took, until cancelled. What goes wrong
     instead is logged by the engine's supervisor. Polls: states change a few times in a process's life."""
     waiting = {upstream: monotonic() for _, upstream in readiness.upstreams}
+    ready: set[Upstream] = set()
     while True:
         for model, upstream in readiness.upstreams:
             if upstream.backend.state is not BackendState.READY:
+                ready.discard(upstream)
                 waiting.setdefault(upstream, monotonic())
-            elif upstream in waiting:
-                seconds = monotonic() - waiting.pop(upstream)
+            elif upstream not in ready:
+                ready.add(upstream)
+                seconds = monotonic() - waiting.pop(upstream, monotonic())
                 logger.info("model %s is ready on %s after %.1f s", model, upstream.backend.name, seconds)
         await asyncio.sleep(interval_seconds)

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
 import resource
 import signal
 import socket
@@ -22,12 +21,12 @@ import uvicorn
 from config.schema import Settings
 from gateway import log
 from gateway.app import create_app
-from gateway.auth import check_exposure
 from gateway.crowd import Crowd
 from gateway.dataplane import DataPlane
 from gateway.lastcall import admit_no_more
 from gateway.listener import connection_class
 from gateway.middleware import is_loopback
+from gateway.reload import Reloader, Source, terminal_is_gone
 from gateway.tls import CertificateRefused, Certificates
 from gateway.tls_link import over_tls
 
@@ -41,13 +40,13 @@ logger = logging.getLogger("upshift")
 
 
 class ListenError(Exception):
-    """The address cannot, or must not, be listened on. The message says which and why."""
+    """The address cannot be listened on. The message says which and why."""
 
 
-def serve(settings: Settings) -> int:
+def serve(source: Source) -> int:
     """Serves in this process until SIGTERM or SIGINT; returns its exit code: 0 after a drain, 1 where a second signal
     cut it short or no model could be loaded. Raises ListenError before anything is started."""
-    refuse_exposure(settings)
+    settings = source.loaded.settings
     certificates = certificates_of(settings)
     sockets = bind(settings.server.host, settings.server.port)
     log.configure()
@@ -55,16 +54,10 @@ def serve(settings: Settings) -> int:
     access_log = log.AccessLog(log.writer(sys.stdout))
     app = create_app(settings, access_log=access_log)
     port = sockets[0].getsockname()[1]
-    server = GatewayServer(settings, app, lambda: announce(settings, port), certificates)
+    reloader = Reloader(source, app.gateway.apply)
+    server = GatewayServer(settings, app, lambda: announce(settings, port), certificates, reloader)
     server.run(sockets=sockets)
     return 1 if server.force_exit or server.failed else 0
-
-
-def refuse_exposure(settings: Settings) -> None:
-    """Raises ListenError where everybody on the network could use the models unasked."""
-    exposed = check_exposure(settings)
-    if exposed is not None:
-        raise ListenError(exposed)
 
 
 def certificates_of(settings: Settings) -> Certificates | None:
@@ -76,8 +69,8 @@ def certificates_of(settings: Settings) -> Certificates | None:
 
 
 class GatewayServer(uvicorn.Server):
-    """uvicorn with our signals: the first begins the drain, the second ends it; SIGHUP reads the certificate again.
-    `on_listening` is called once."""
+    """uvicorn with our signals: the first begins the drain, the second ends it; SIGHUP reads files again.
+    `on_listening` is called once. Where somebody else brings it other configurations there is no `reloader`."""
 
     def __init__(
         self,
@@ -85,9 +78,12 @@ class GatewayServer(uvicorn.Server):
         app: DataPlane,
         on_listening: Callable[[], None],
         certificates: Certificates | None = None,
+        reloader: Reloader | None = None,
     ) -> None:
         self._app = app
         self._certificates = certificates
+        self._reloader = reloader
+        self._reloading: asyncio.Task[None] | None = None
         self._on_listening = on_listening
         self._drain_seconds = settings.server.drain_seconds
         self.failed = False
@@ -118,13 +114,15 @@ class GatewayServer(uvicorn.Server):
         gc.freeze()
         # A request makes about a hundred containers and no cycles: by default every seventh would pay for a collection.
         gc.set_threshold(10_000, 10, 10)
+        if self._reloader is not None:
+            self._reloading = asyncio.create_task(self._reloader.run())
         self._on_listening()
 
     async def on_tick(self, counter: int) -> bool:
         """uvicorn's, ten times a second; ends a gateway none of whose models can be loaded."""
         if self._certificates is not None and counter % TICKS_PER_LOOK == 0:
             self._certificates.refresh()
-        if self._app.readiness.hopeless and not self.should_exit:
+        if self._app.gateway.readiness.hopeless and not self.should_exit:
             logger.error("no model can be served: stopping")
             self.failed = self.should_exit = True
         return await super().on_tick(counter)
@@ -158,15 +156,20 @@ class GatewayServer(uvicorn.Server):
 
     def handlers(self) -> Mapping[signal.Signals, Callable[[], object]]:
         """What a signal does while this serves."""
-        return {signal.SIGINT: self._on_signal, signal.SIGTERM: self._on_signal, **self.hangup()}
+        return {signal.SIGINT: self._on_signal, signal.SIGTERM: self._on_signal, signal.SIGHUP: self._on_hangup}
 
-    def hangup(self) -> Mapping[signal.Signals, Callable[[], object]]:
-        """SIGHUP reads the certificate again; in a terminal it means that this was closed, and ends us."""
-        return {} if self._certificates is None or os.isatty(0) else {signal.SIGHUP: self._certificates.reload}
+    def read_again(self) -> None:
+        """Looks at files that may have changed; also unasked, a little later."""
+        if self._certificates is not None:
+            self._certificates.reload()
+        if self._reloader is not None:
+            self._reloader.ask()
 
     def drain(self) -> None:
         """No new connections from the next tick on; returns at once, the running answers go on."""
-        self._app.readiness.draining = True
+        if self._reloading is not None:
+            self._reloading.cancel()
+        self._app.gateway.readiness.draining = True
         self.should_exit = True
 
     def _on_signal(self) -> None:
@@ -174,12 +177,18 @@ class GatewayServer(uvicorn.Server):
             self.force_exit = True
             return
         self.drain()
-        running = sum(upstream.in_flight for _, upstream in self._app.readiness.upstreams)
+        running = sum(upstream.in_flight for _, upstream in self._app.gateway.readiness.upstreams)
         logger.info(
             "stopping: %d answers are running and have %g s to finish; a second signal stops at once",
             running,
             self._drain_seconds,
         )
+
+    def _on_hangup(self) -> None:
+        if terminal_is_gone():
+            self._on_signal()
+        else:
+            self.read_again()
 
 
 def bind(host: str, port: int) -> list[socket.socket]:

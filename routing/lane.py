@@ -25,14 +25,18 @@ class Lane:
     __slots__ = ("_hour", "_hour_until", "_images_matter", "plan", "pool", "stage")
 
     def __init__(self, pool: UpstreamPool, plan: Plan) -> None:
+        self.stage = Stage(GGUF)
+        self._hour = 0
+        self._hour_until = 0.0
+        self.adopt(pool, plan)
+
+    def adopt(self, pool: UpstreamPool, plan: Plan) -> None:
+        """Goes on with another pool or plan of the same model."""
         self.pool = pool
         self.plan = plan
-        self.stage = Stage(GGUF)
         self._images_matter = any("images" in rule.when.features for rule in plan.rules) or any(
             "images" in upstream.lacks for upstream in pool.upstreams
         )
-        self._hour = 0
-        self._hour_until = 0.0
 
     @property
     def only(self) -> Upstream | None:

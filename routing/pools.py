@@ -1,6 +1,6 @@
-"""From a model's settings and its backends to the pool that routing knows.
+"""From a model's settings and its backends to the upstreams that routing knows.
 
-Neighbours: upstream.py (what is made), the gateway's app.py (the caller).
+Neighbours: upstream.py (what is made), the gateway's served.py (the caller).
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from backends.base import Backend
 from config.schema import ModelSettings
 from routing.policy import GGUF
-from routing.upstream import Upstream, UpstreamPool
+from routing.upstream import Upstream
 
 # What the requests of our own GGUF engine cannot have (backends/gguf/protocol.py); of engines that run elsewhere nobody
 # knows.
 OUR_ENGINE_LACKS = frozenset({"structured_output", "images"})
 
 
-def pool_of(model: ModelSettings, backends: Sequence[Backend]) -> UpstreamPool:
-    """The pool of `model`, its `backends` in their order."""
-    return UpstreamPool(model.name, tuple(_upstream(model, backend) for backend in backends))
+def upstreams_of(model: ModelSettings, backends: Sequence[Backend]) -> tuple[Upstream, ...]:
+    """The upstreams of `model`, its `backends` in their order."""
+    return tuple(_upstream(model, backend) for backend in backends)
 
 
 def _upstream(model: ModelSettings, backend: Backend) -> Upstream:

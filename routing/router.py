@@ -50,9 +50,21 @@ class Router:
     """Dispatches over the pools of one catalog, each by its plan in `plans`; models without one have the defaults."""
 
     def __init__(self, catalog: ModelCatalog, plans: Mapping[str, Plan] | None = None) -> None:
+        self.lanes: dict[str, Lane] = {}
+        self.adopt(catalog, plans or {})
+
+    def adopt(self, catalog: ModelCatalog, plans: Mapping[str, Plan]) -> None:
+        """Another catalog from the next request on. A model that stays keeps what routing knows of it."""
         self.catalog = catalog
-        plans = plans or {}
-        self.lanes = {pool.model: Lane(pool, plans.get(pool.model) or plan_for(pool.model)) for pool in catalog.pools}
+        before, self.lanes = self.lanes, {}
+        for pool in catalog.pools:
+            plan = plans.get(pool.model) or plan_for(pool.model)
+            lane = before.get(pool.model)
+            if lane is None:
+                lane = Lane(pool, plan)
+            else:
+                lane.adopt(pool, plan)
+            self.lanes[pool.model] = lane
 
     async def dispatch(self, request: InferenceRequest, ticket: Ticket | None = None) -> Routed:
         """Returns once an upstream has answered with headers. Raises RoutingError or the upstream's BackendError; after

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,11 +13,10 @@ from gateway.auth import Authenticator, Principal, check_model, check_repeated
 from routing.catalog import CatalogEntry, ModelCatalog
 
 
-def routes(catalog: ModelCatalog, authenticator: Authenticator) -> APIRouter:
+def routes(catalog: Callable[[], ModelCatalog], authenticator: Authenticator) -> APIRouter:
     """GET /v1/models and /v1/models/{id}; every alias counts as a model. Unknown ids raise ModelNotFound, missing or
     wrong keys InvalidKey."""
     created = int(time.time())
-    listed = {name: _model(name, entry, created) for entry in catalog.models for name in (entry.name, *entry.aliases)}
     router = APIRouter()
 
     def caller(request: Request) -> Principal:
@@ -27,15 +27,18 @@ def routes(catalog: ModelCatalog, authenticator: Authenticator) -> APIRouter:
     @router.get("/v1/models")
     async def list_models(request: Request) -> JSONResponse:
         models = caller(request).models
-        data = [model for model in listed.values() if models is None or model.get("root", model["id"]) in models]
+        entries = [entry for entry in catalog().models if models is None or entry.name in models]
+        data = [_model(name, entry, created) for entry in entries for name in (entry.name, *entry.aliases)]
         return JSONResponse({"object": "list", "data": data})
 
     # Model names may hold slashes: organisation/model.
     @router.get("/v1/models/{model_id:path}")
     async def show_model(request: Request, model_id: str) -> JSONResponse:
         principal = caller(request)
-        check_model(principal, catalog.resolve(model_id).model)
-        return JSONResponse(listed[model_id])
+        name = catalog().resolve(model_id).model
+        check_model(principal, name)
+        entry = next(entry for entry in catalog().models if entry.name == name)
+        return JSONResponse(_model(model_id, entry, created))
 
     return router
 

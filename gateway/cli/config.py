@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gateway.cli import models
-
 if TYPE_CHECKING:
     from config.load import Loaded
 
@@ -31,14 +29,13 @@ def config() -> None:
 @click.argument("file", type=_FILE, required=False)
 def check(file: Path | None) -> None:
     """Report everything wrong with FILE (default: UPSHIFT_CONFIG), its keys file, and whether its models exist."""
-    loaded = _load(file)
-    _check_keys(loaded)
-    problems = [
-        (model.name, models.problem_with(model.gguf.source if model.gguf else None)) for model in loaded.settings.models
-    ]
-    found = [f"{name}: {problem}" for name, problem in problems if problem]
-    if found:
-        raise click.ClickException("; ".join(found))
+    from config.errors import ConfigError  # noqa: PLC0415 - help must not pay for pydantic
+    from gateway.cli.settings import usable  # noqa: PLC0415
+
+    try:
+        loaded = usable(file)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
     names = ", ".join(model.name for model in loaded.settings.models)
     click.echo(f"{loaded.file or 'The built-in settings'}: fine. Models: {names}")
 
@@ -68,16 +65,3 @@ def _load(file: Path | None) -> Loaded:
         return load(file)
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
-
-
-def _check_keys(loaded: Loaded) -> None:
-    from config.errors import ConfigError  # noqa: PLC0415
-    from gateway.auth import check_exposure, check_keys  # noqa: PLC0415
-
-    try:
-        check_keys(loaded.settings)
-    except ConfigError as error:
-        raise click.ClickException(str(error)) from error
-    exposed = check_exposure(loaded.settings)
-    if exposed is not None:
-        raise click.ClickException(exposed)

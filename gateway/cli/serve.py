@@ -10,7 +10,7 @@ import click
 from gateway.cli import models
 
 if TYPE_CHECKING:
-    from config.load import Override
+    from config.load import Loaded, Override
 
 
 @click.command()
@@ -44,26 +44,20 @@ def serve(  # noqa: PLR0917 - click gives them by name
     upshift serve --config upshift.yaml --profile prod
     upshift serve --host 0.0.0.0 --auth keys.yaml
     """
-    from backends.selection import select  # noqa: PLC0415 - help must not pay for pydantic, uvicorn and FastAPI
-    from config.errors import ConfigError  # noqa: PLC0415
-    from config.load import load  # noqa: PLC0415
-    from gateway.auth import check_keys  # noqa: PLC0415
-
-    try:
-        loaded = load(file, overrides=_overrides(chosen, profile, host, port, workers, auth))
-        settings = select(loaded.settings, str(loaded.file or "settings")).settings
-        check_keys(settings)
-    except ConfigError as error:
-        raise click.ClickException(str(error)) from error
-    for model in settings.models:
-        models.check_source(model.gguf.source if model.gguf else None)
-
+    from config.errors import ConfigError  # noqa: PLC0415 - help must not pay for pydantic, uvicorn and FastAPI
+    from gateway.cli.settings import usable  # noqa: PLC0415
+    from gateway.reload import Source  # noqa: PLC0415
     from gateway.server import ListenError  # noqa: PLC0415
     from gateway.workers.start import serve as run_gateway  # noqa: PLC0415
 
+    overrides = _overrides(chosen, profile, host, port, workers, auth)
+
+    def read() -> Loaded:
+        return usable(file, overrides)
+
     try:
-        return run_gateway(settings)
-    except ListenError as error:
+        return run_gateway(Source(read, read()))
+    except (ConfigError, ListenError) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -1,6 +1,7 @@
 """The process that owns the engines: starts them, tells every worker how they are, adds up everybody's numbers.
 
-Neighbours: supervisor.py (forks this and hands over each worker's channel), link.py (a worker's end), tally.py.
+It also watches the configuration and hands a new one to the workers. Neighbours: supervisor.py (forks this and hands
+over each worker's channel), link.py (a worker's end), kept.py (the engines), tally.py.
 """
 
 from __future__ import annotations
@@ -8,19 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
-from backends.engine import EngineBackend
+from config.schema import Settings
 from gateway.health import Readiness, announce
+from gateway.reload import Reloader, Source
 from gateway.workers.channel import Channel
+from gateway.workers.kept import Engine, Engines, MakeBackends, stop
 from gateway.workers.supervisor import END, HOPELESS
 from gateway.workers.tally import Member, Tally
-from routing.upstream import Upstream
 
 logger = logging.getLogger("upshift")
 
@@ -30,49 +32,72 @@ class Keeper:
 
     def __init__(
         self,
-        engines: Mapping[str, EngineBackend],
+        source: Source,
         workers: int,
         on_serving: Callable[[], None],
-        *,
-        needed: bool = True,
+        make_backends: MakeBackends,
     ) -> None:
-        """`engines` by their names, stopped; `on_serving` is called once, when `workers` workers accept connections.
-        Where they are not `needed`, because there are other models, the gateway goes on without any of them."""
-        self._needed = needed
-        self._engines = engines
+        """`on_serving` is called once, when `workers` workers accept connections; `make_backends` is
+        factory.create_backends."""
         self._workers = workers
         self._on_serving = on_serving
-        self._readiness = Readiness([(name.rpartition("/")[0], Upstream(engine)) for name, engine in engines.items()])
+        self._engines = Engines(make_backends)
+        self._settings = source.loaded.settings
+        self._readiness = Readiness(())
+        self._reloader = Reloader(source, self._apply)
         self._tally = Tally(_own_registry())
         self._channels: set[Channel] = set()
         self._complete = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ended: asyncio.Future[int] | None = None
+        self._group = asyncio.TaskGroup()
 
     async def run(self, control: socket.socket) -> int:
         """Keeps the engines until END comes on `control`, then stops them. Returns the exit code: 0, or HOPELESS when
         no model can be loaded. Every other message is a worker's index, with the keeper's end of its channel."""
-        ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        loop.add_signal_handler(signal.SIGHUP, self._reloader.ask)
         try:
             # A task of ours that fails ends the whole group, and so the keeper: half a keeper would be worse.
-            async with asyncio.TaskGroup() as group:
-                self._spawn(group, self._take_workers(control, ended, group))
-                self._spawn(group, announce(self._readiness))
-                for name, engine in self._engines.items():
-                    self._spawn(group, self._follow(name, engine, ended))
-                    await engine.start()
-                code = await ended
+            async with self._group:
+                self._spawn(self._take_workers(control))
+                self._spawn(announce(self._readiness))
+                await self._apply(self._settings)
+                self._spawn(self._reloader.run())
+                code = await self._ended
                 for task in self._tasks:
                     task.cancel()
         finally:
-            await asyncio.gather(*(engine.stop() for engine in self._engines.values()), return_exceptions=True)
+            await stop(self._engines.all)
         return code
 
-    def _spawn(self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> None:
-        task = group.create_task(work)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _take_workers(self, control: socket.socket, ended: asyncio.Future[int], group: asyncio.TaskGroup) -> None:
+    def _end(self, code: int) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(code)
+
+    async def _apply(self, settings: Settings) -> None:
+        """Starts what is new in `settings` and hands them to the workers, who let go of what is not there any more."""
+        new = self._engines.adopt(settings)
+        self._settings = settings
+        self._readiness.upstreams = tuple(self._engines.upstreams)
+        self._configure(self._channels)
+        for engine in new:
+            self._spawn(self._follow(engine))
+            await engine.backend.start()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        unused = self._engines.pop_unused()
+        if unused:
+            self._spawn(stop(unused))
+
+    async def _take_workers(self, control: socket.socket) -> None:
         control.setblocking(False)
         while True:
             await _readable(control)
@@ -85,41 +110,48 @@ class Keeper:
                 break
             end = socket.socket(fileno=descriptors[0])
             end.setblocking(False)
-            self._spawn(group, self._attend(int(message), await Channel.open(end), group))
-        if not ended.done():
-            ended.set_result(0)
+            self._spawn(self._attend(int(message), await Channel.open(end)))
+        self._end(0)
 
-    async def _follow(self, name: str, engine: EngineBackend, ended: asyncio.Future[int]) -> None:
-        while True:
-            self._tell({name: engine})
-            if self._needed and self._readiness.hopeless and not ended.done():
+    async def _follow(self, engine: Engine) -> None:
+        """Tells everybody how the engine is, from its start to the end of its being kept."""
+        while self._engines.keeps(engine):
+            for channel in self._channels:
+                channel.send({"engines": engine.status})
+            if self._engines.needed and self._readiness.hopeless:
                 logger.error("no model can be served: stopping")
-                ended.set_result(HOPELESS)
-            await engine.changed()
+                self._end(HOPELESS)
+            await engine.backend.changed()
 
-    def _tell(self, engines: Mapping[str, EngineBackend], channel: Channel | None = None) -> None:
-        message = {"engines": {name: asdict(engine.status) for name, engine in engines.items()}}
-        for each in self._channels if channel is None else (channel,):
-            each.send(message)
+    def _configure(self, channels: Iterable[Channel]) -> None:
+        message = self._engines.configuration(self._settings)
+        for channel in channels:
+            self._engines.lend(channel)
+            channel.send(message)
 
-    async def _attend(self, index: int, channel: Channel, group: asyncio.TaskGroup) -> None:
+    async def _attend(self, index: int, channel: Channel) -> None:
         """One worker from its first to its last message."""
-        self._tell(self._engines, channel)
+        self._configure([channel])
         self._channels.add(channel)
         member = self._tally.join(index, channel)
         try:
             while (message := await channel.receive()) is not None:
-                self._hear(member, message, group)
+                self._hear(member, message)
         finally:
             self._tally.leave(member)
             self._channels.discard(channel)
             channel.close()
+            self._engines.take_back(channel)
+            self._tidy()
 
-    def _hear(self, member: Member, message: dict[str, Any], group: asyncio.TaskGroup) -> None:
+    def _hear(self, member: Member, message: dict[str, Any]) -> None:
         if "numbers" in message:
             member.answered(message["numbers"])
         elif message.get("ask") == "total":
-            self._spawn(group, self._send_total(member.channel))
+            self._spawn(self._send_total(member.channel))
+        elif "left" in message:
+            self._engines.give_up(member.channel, message["left"], message["generation"])
+            self._tidy()
         elif message.get("say") == "serving":
             member.serving = True
             if not self._complete and self._tally.serving == self._workers:

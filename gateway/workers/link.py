@@ -6,8 +6,9 @@ Neighbours: keeper.py (the other end), worker.py (builds the application with th
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -15,15 +16,18 @@ from prometheus_client import CollectorRegistry
 from backends.base import Backend, BackendState
 from backends.borrowed import BorrowedEngine
 from backends.factory import create_backends
-from backends.launch import EnginePlan
 from backends.lifecycle import EngineStatus
-from config.schema import ModelSettings
+from config.errors import ConfigError
+from config.schema import ModelSettings, Settings
 from gateway.workers.channel import Channel
+from gateway.workers.kept import Configuration, configuration_from
 from gateway.workers.tally import PATIENCE_SECONDS
 from gateway.workers.totals import as_registry, dump
 
 # The keeper waits so long for the slowest worker; then its own answer must come.
 TOTAL_SECONDS = 2 * PATIENCE_SECONDS + 3.0
+
+logger = logging.getLogger("upshift")
 
 
 class KeeperGone(Exception):
@@ -33,31 +37,52 @@ class KeeperGone(Exception):
 class Link:
     """Belongs to the worker's event loop. `listen` must run as long as the worker does; it closes the channel."""
 
-    def __init__(self, channel: Channel, engines: Mapping[str, EngineStatus]) -> None:
+    def __init__(self, channel: Channel, configuration: Configuration, engines: Mapping[str, Any]) -> None:
         self._channel = channel
-        self._engines = {name: BorrowedEngine(name.rpartition("/")[2], status) for name, status in engines.items()}
+        self._configuration = configuration
+        self._statuses = _statuses(engines)
+        self._borrowed: dict[int, BorrowedEngine] = {}
+        self._apply: Callable[[Settings], Awaitable[None]] | None = None
+        self._changing = asyncio.Lock()
+        self._changes: set[asyncio.Task[None]] = set()
         self._registry = CollectorRegistry()
         self._totals: list[asyncio.Future[CollectorRegistry]] = []
         self._gone = False
 
     @classmethod
     async def open(cls, end: socket.socket) -> Link:
-        """Returns once the state of every engine is known: before that, a request could only be refused. Raises
-        KeeperGone."""
+        """Returns once it is known what to serve and how every engine is: before that, a request could only be refused.
+        Raises KeeperGone."""
         channel = await Channel.open(end)
         first = await channel.receive()
         if first is None:
             channel.close()
             raise KeeperGone("the keeper ended before it said anything")
-        return cls(channel, {name: status_from(fields) for name, fields in first["engines"].items()})
+        return cls(channel, configuration_from(first), first["engines"])
 
-    def backends(self, model: ModelSettings) -> tuple[Backend, ...]:
-        """The calls to what serves `model`: the keeper's engines, and endpoints that somebody else runs."""
+    @property
+    def settings(self) -> Settings:
+        """The configuration in effect."""
+        return self._configuration.settings
 
-        def borrow(plan: EnginePlan) -> Backend:
-            return self._engines[plan.name]
+    def on_settings(self, apply: Callable[[Settings], Awaitable[None]]) -> None:
+        """`apply` is called with each further configuration, one after the other."""
+        self._apply = apply
 
-        return create_backends(model, borrow)
+    def backends(self, artifact: ModelSettings) -> Sequence[Backend]:
+        """The calls to what serves `artifact`: the keeper's engine, or endpoints that somebody else runs."""
+        numbers = [number for number, kept in self._configuration.engines.items() if kept == artifact]
+        return create_backends(artifact, lambda plan: self._borrow(numbers[0], plan.kind))
+
+    def _borrow(self, number: int, kind: str) -> Backend:
+        def let_go() -> None:
+            if self._borrowed.get(number) is engine:
+                del self._borrowed[number]
+                self._channel.send({"left": number, "generation": self._configuration.generation})
+
+        engine = BorrowedEngine(kind, self._statuses[number], let_go)
+        self._borrowed[number] = engine
+        return engine
 
     def share(self, registry: CollectorRegistry) -> Callable[[], Awaitable[CollectorRegistry]]:
         """`registry` shows this worker's numbers, to be asked for from now on. Returns `total`."""
@@ -94,15 +119,32 @@ class Link:
 
     def _lose(self) -> None:
         self._gone = True
-        for engine in self._engines.values():
+        for engine in self._borrowed.values():
             engine.tell(EngineStatus("", BackendState.FAILED, failure="its keeper has ended"))
         for answer in self._totals:
             if not answer.done():
                 answer.set_exception(KeeperGone("the keeper has ended"))
 
+    async def _change(self, configuration: Configuration) -> None:
+        async with self._changing:
+            self._configuration = configuration
+            if self._apply is None:
+                return
+            try:
+                await self._apply(configuration.settings)
+            except ConfigError:
+                # The keeper found it usable a moment ago, and will look again: a file is changing just now.
+                logger.exception("this worker keeps its configuration")
+
     def _hear(self, message: dict[str, Any]) -> None:
-        for name, fields in message.get("engines", {}).items():
-            self._engines[name].tell(status_from(fields))
+        for number, status in _statuses(message.get("engines", {})).items():
+            self._statuses[number] = status
+            if number in self._borrowed:
+                self._borrowed[number].tell(status)
+        if "configuration" in message:
+            task = asyncio.create_task(self._change(configuration_from(message)))
+            self._changes.add(task)
+            task.add_done_callback(self._changes.discard)
         if message.get("ask") == "numbers":
             self.send_numbers()
         if "total" in message:
@@ -110,6 +152,10 @@ class Link:
             answer = self._totals.pop(0)
             if not answer.done():
                 answer.set_result(as_registry(message["total"]))
+
+
+def _statuses(engines: Mapping[str, Any]) -> dict[int, EngineStatus]:
+    return {int(number): status_from(fields) for number, fields in engines.items()}
 
 
 def status_from(fields: Mapping[str, Any]) -> EngineStatus:

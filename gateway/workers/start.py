@@ -11,26 +11,27 @@ from collections.abc import Sequence
 
 import uvloop
 
-from backends.engine import EngineBackend
 from backends.factory import create_backends
 from backends.hardware import detect_host
-from config.schema import Settings
 from gateway import log, server
 from gateway.ratelimit_store import LimitStore
+from gateway.reload import Source
 from gateway.workers.keeper import Keeper
 from gateway.workers.supervisor import Supervisor
 from gateway.workers.worker import Place, run_worker
 
 
-def serve(settings: Settings) -> int:
+def serve(source: Source) -> int:
     """Serves until SIGTERM or SIGINT; returns the process's exit code as `server.serve` does. Raises ListenError before
     anything is started."""
-    workers = detect_host().usable_cores if settings.server.workers == "auto" else settings.server.workers
-    return server.serve(settings) if workers == 1 else _serve_with(settings, workers)
+    workers = source.loaded.settings.server.workers
+    if workers == "auto":
+        workers = detect_host().usable_cores
+    return server.serve(source) if workers == 1 else _serve_with(source, workers)
 
 
-def _serve_with(settings: Settings, workers: int) -> int:
-    server.refuse_exposure(settings)
+def _serve_with(source: Source, workers: int) -> int:
+    settings = source.loaded.settings
     server.certificates_of(settings)  # each worker reads them for itself; here it can still be said on the terminal
     listeners = server.bind_each(settings.server.host, settings.server.port, workers)
     port = listeners[0][0].getsockname()[1]
@@ -39,19 +40,12 @@ def _serve_with(settings: Settings, workers: int) -> int:
     limits = LimitStore(workers=workers)
 
     def keep(control: socket.socket) -> int:
-        backends = [backend for model in settings.models for backend in create_backends(model)]
-        engines = {backend.engine: backend for backend in backends if isinstance(backend, EngineBackend)}
-        keeper = Keeper(
-            engines,
-            workers,
-            lambda: server.announce(settings, port, workers),
-            needed=len(engines) == len(backends),
-        )
+        keeper = Keeper(source, workers, lambda: server.announce(settings, port, workers), create_backends)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(keeper.run(control))
 
     def work(index: int, mine: Sequence[socket.socket], channel: socket.socket) -> int:
-        return run_worker(settings, Place(index, workers, limits), mine, channel)
+        return run_worker(Place(index, workers, limits), mine, channel)
 
     supervisor = Supervisor(
         listeners, keep=keep, work=work, lost=limits.forget_worker, drain_seconds=settings.server.drain_seconds

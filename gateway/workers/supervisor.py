@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import signal
 import socket
 import time
@@ -19,6 +18,7 @@ from enum import Enum, auto
 
 from backends.child import cause
 from gateway.lastcall import admit_no_more
+from gateway.reload import terminal_is_gone
 from gateway.workers.children import Mask, ended, fork, signal_child
 
 # What a worker ends with before it served: in its first life, it would every time.
@@ -38,7 +38,7 @@ MAX_DELAY_SECONDS = 10.0
 STEADY_SECONDS = 60.0
 
 _STOP = (signal.SIGTERM, signal.SIGINT)
-_AWAITED = (*_STOP, signal.SIGHUP, signal.SIGCHLD)
+_AWAITED = (*_STOP, signal.SIGCHLD, signal.SIGHUP)
 
 logger = logging.getLogger("upshift")
 
@@ -147,18 +147,13 @@ class Supervisor:
         soonest = min([*due, *([] if self._deadline is None else [self._deadline])], default=None)
         patience_seconds = 3600.0 if soonest is None else max(soonest - time.monotonic(), 0.0)
         caught = signal.sigtimedwait(_AWAITED, patience_seconds)
-        if caught is not None and caught.si_signo in _STOP:
-            self._on_stop()
-        elif caught is not None and caught.si_signo == signal.SIGHUP:
-            self._on_hangup()
-
-    def _on_hangup(self) -> None:
-        """A terminal that is closed ends what was started in it; a service reads files again."""
-        if os.isatty(0):
-            self._on_stop()
+        if caught is None:
             return
-        for worker in self._running():
-            signal_child(worker.pid, signal.SIGHUP)
+        if caught.si_signo in _STOP or (caught.si_signo == signal.SIGHUP and terminal_is_gone()):
+            self._on_stop()
+        elif caught.si_signo == signal.SIGHUP and self._phase is _Phase.SERVING:
+            for pid in (self._keeper, *(worker.pid for worker in self._running())):
+                signal_child(pid, signal.SIGHUP)
 
     def _on_stop(self) -> None:
         if self._phase is _Phase.SERVING:

@@ -34,7 +34,7 @@ class WorkerServer(GatewayServer):
 
     def handlers(self) -> Mapping[signal.Signals, Callable[[], object]]:
         """What a signal does while this serves."""
-        return {signal.SIGTERM: self.drain, signal.SIGQUIT: self._stop_now, **self.hangup()}
+        return {signal.SIGTERM: self.drain, signal.SIGQUIT: self._stop_now, signal.SIGHUP: self.read_again}
 
     def keep_out(self, sockets: list[socket.socket]) -> None:
         """Done by the supervisor when it ends all of them. When this worker is ended alone, its successor takes over
@@ -54,7 +54,7 @@ class Place:
     limits: LimitStore
 
 
-def run_worker(settings: Settings, place: Place, listeners: Sequence[socket.socket], channel: socket.socket) -> int:
+def run_worker(place: Place, listeners: Sequence[socket.socket], channel: socket.socket) -> int:
     """Serves on `listeners` until SIGTERM, as one of several. Returns the process's exit code: 0 after a drain,
     CANNOT_START when it never served, otherwise 1."""
     served = False
@@ -63,7 +63,7 @@ def run_worker(settings: Settings, place: Place, listeners: Sequence[socket.sock
         async with asyncio.TaskGroup() as group:
             link = await Link.open(channel)
             listening = group.create_task(link.listen())
-            mine = _share_of(settings, place.workers)
+            mine = _share_of(link.settings, place.workers)
             app = create_app(
                 mine,
                 make_backends=link.backends,
@@ -72,6 +72,8 @@ def run_worker(settings: Settings, place: Place, listeners: Sequence[socket.sock
                 worker=place.index,
                 share=link.share,
             )
+
+            link.on_settings(lambda changed: app.gateway.apply(_share_of(changed, place.workers)))
 
             def on_listening() -> None:
                 nonlocal served

@@ -18,7 +18,7 @@ REQUEST = InferenceRequest(Operation.CHAT, "demo", b'{"model": "demo"}', False, 
 
 async def test_engine_of_somebody_else_answers_and_outlives_its_borrower(make: Make) -> None:
     process = make()
-    borrowed = BorrowedEngine("gguf", process.status)
+    borrowed = BorrowedEngine("gguf", process.status, lambda: None)
     await borrowed.start()
     with pytest.raises(BackendUnavailable, match="stopped"):
         await borrowed.send(REQUEST)
@@ -46,7 +46,7 @@ async def test_engine_of_somebody_else_answers_and_outlives_its_borrower(make: M
     ids=["starting", "failed", "draining", "gone since"],
 )
 async def test_call_that_makes_no_sense_is_refused(status: EngineStatus, error: type[BackendError], said: str) -> None:
-    borrowed = BorrowedEngine("gguf", status)
+    borrowed = BorrowedEngine("gguf", status, lambda: None)
     with pytest.raises(error, match=said) as caught:
         await borrowed.send(REQUEST)
     assert caught.value.backend == "gguf"

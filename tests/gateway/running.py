@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -32,19 +32,26 @@ JSON = {"content-type": "application/json"}
 
 @dataclass
 class Gateway:
-    """A running gateway and what tests ask it about. `written` is its access log's text."""
+    """A running gateway and what tests ask it about. `written` is its access log's text; `backends` by model, where the
+    next configuration finds its own."""
 
     app: DataPlane
     port: int
     client: httpx.AsyncClient
     state: ServerState
     access_log: AccessLog
+    written: list[str]
+    settings: Settings
+    backends: dict[str, FakeBackend]
     certificates: Certificates | None = None
-    written: list[str] = field(default_factory=list)
+
+    async def reload(self, **changes: Any) -> None:
+        """Another configuration: the first one with `changes`."""
+        await self.app.gateway.apply(Settings.model_validate({**dict(self.settings), **changes}))
 
     @property
     def readiness(self) -> Readiness:
-        return self.app.readiness
+        return self.app.gateway.readiness
 
     @property
     def upstream(self) -> Upstream:
@@ -124,7 +131,7 @@ def request(payload: bytes | None = None, *headers: str, path: str = CHAT, metho
 async def serving(*backends: FakeBackend, edge: dict[str, Any] | None = None, **server: Any) -> AsyncIterator[Gateway]:
     """A gateway in front of `backends`, one model per backend and called like it; "alias" is one more name of the
     first. `server` are settings of the listener, `edge` those beside it."""
-    models = [_model(backend.name, *(["alias"] if backend is backends[0] else [])) for backend in backends]
+    models = [served_model(backend.name, *(["alias"] if backend is backends[0] else [])) for backend in backends]
     by_name = {backend.name: backend for backend in backends}
     settings = Settings.model_validate(
         {"server": ServerSettings(port=0, **server), "models": tuple(models), **(edge or {})}
@@ -136,10 +143,11 @@ async def serving(*backends: FakeBackend, edge: dict[str, Any] | None = None, **
     async with _lifespan(app), _listening(app, settings, certificates) as (port, state):
         address = f"{'http' if certificates is None else 'https'}://127.0.0.1:{port}"
         async with httpx.AsyncClient(base_url=address, verify=trusting(), trust_env=False, timeout=10) as client:
-            yield Gateway(app, port, client, state, access_log, certificates, written)
+            yield Gateway(app, port, client, state, access_log, written, settings, by_name, certificates)
 
 
-def _model(name: str, *aliases: str) -> ModelSettings:
+def served_model(name: str, *aliases: str) -> ModelSettings:
+    """The settings of a model whose backend is called like it."""
     return ModelSettings(name=name, aliases=aliases, context_tokens=4096, gguf=GgufSettings(source="demo"))
 
 

@@ -17,7 +17,7 @@ import gateway.server
 from backends.base import BackendState
 from config.schema import GgufSettings, ModelSettings, ServerSettings, Settings
 from gateway.app import create_app
-from gateway.server import GatewayServer, ListenError, banner, bind, bind_each, serve
+from gateway.server import GatewayServer, ListenError, banner, bind, bind_each
 from tests.engine import wait_for
 from tests.fakes import FakeBackend, chat_events
 from tests.gateway.running import body, request
@@ -36,11 +36,6 @@ def test_taken_port_is_named_with_a_way_out() -> None:
 def test_address_that_is_not_ours_is_named(host: str) -> None:
     with pytest.raises(ListenError, match=host):
         bind(host, 0)
-
-
-def test_open_address_without_a_word_on_keys_is_not_served() -> None:
-    with pytest.raises(ListenError, match=r"no API keys.*auth: none"):
-        serve(Settings(server=ServerSettings(host="0.0.0.0", port=0)))
 
 
 def test_localhost_listens_on_one_port_of_every_loopback_address() -> None:

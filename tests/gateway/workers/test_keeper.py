@@ -19,7 +19,9 @@ from backends.borrowed import BorrowedEngine
 from backends.engine import EngineBackend
 from backends.errors import BackendLoading, BackendUnavailable
 from backends.process import EngineProcess
-from config.schema import GgufSettings, ModelSettings
+from config.load import Loaded
+from config.schema import GgufSettings, ModelSettings, Settings
+from gateway.reload import Source
 from gateway.workers.keeper import Keeper
 from gateway.workers.link import KeeperGone, Link
 from gateway.workers.supervisor import END, HOPELESS
@@ -27,6 +29,7 @@ from tests.backends.supervised import LIMIT_SECONDS, TIMING, fake_argv, is_gone
 from tests.fakes import body_of
 
 MODEL = ModelSettings(name="m", gguf=GgufSettings(source="demo"))
+LOADED = Loaded(Settings(models=(MODEL,)), {}, None)
 REQUEST = InferenceRequest(Operation.CHAT, "m", b'{"model": "m"}', False, "request-1")
 
 
@@ -34,11 +37,21 @@ REQUEST = InferenceRequest(Operation.CHAT, "m", b'{"model": "m"}', False, "reque
 class Kept:
     """A running keeper. `task` ends with its exit code."""
 
-    process: EngineProcess
+    keeper: Keeper
+    processes: list[EngineProcess]
     control: socket.socket
     task: asyncio.Task[int]
     serving: asyncio.Event
     listening: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @property
+    def process(self) -> EngineProcess:
+        """The first engine's."""
+        return self.processes[0]
+
+    async def apply(self, settings: Settings) -> None:
+        """As after a change of the file."""
+        await self.keeper._apply(settings)  # what its Reloader calls
 
     async def link(self, index: int) -> Link:
         """What a new worker of that index has."""
@@ -61,20 +74,26 @@ class Kept:
 
 @asynccontextmanager
 async def keeper(*modes: str) -> AsyncIterator[Kept]:
-    process = EngineProcess("m/gguf", lambda path: fake_argv(path, *modes), timing=TIMING)
+    processes: list[EngineProcess] = []
+
+    def make(_: ModelSettings) -> list[EngineBackend]:
+        processes.append(EngineProcess("m/gguf", lambda path: fake_argv(path, *modes), timing=TIMING))
+        return [EngineBackend("gguf", processes[-1])]
+
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     serving = asyncio.Event()
-    kept = Keeper({"m/gguf": EngineBackend("gguf", process)}, 2, serving.set)
+    source = Source(lambda: LOADED, LOADED)
+    kept = Keeper(source, 2, serving.set, make)
     async with asyncio.timeout(LIMIT_SECONDS):
         with theirs:
-            running = Kept(process, control, asyncio.create_task(kept.run(theirs)), serving)
+            running = Kept(kept, processes, control, asyncio.create_task(kept.run(theirs)), serving)
             yield running
             await running.end()
 
 
-def borrowed(link: Link) -> BorrowedEngine:
+def borrowed(link: Link, model: ModelSettings = MODEL) -> BorrowedEngine:
     """The engine as this worker sees it."""
-    (backend,) = link.backends(MODEL)
+    (backend,) = link.backends(model)
     assert isinstance(backend, BorrowedEngine)
     return backend
 
@@ -197,3 +216,39 @@ async def test_link_without_a_keeper_is_not_opened() -> None:
     ours.close()
     with pytest.raises(KeeperGone):
         await Link.open(theirs)
+
+
+async def test_an_engine_that_is_replaced_ends_when_every_worker_has_let_go() -> None:
+    async with keeper() as kept:
+        links = [await kept.link(index) for index in range(2)]
+        old = [borrowed(link) for link in links]
+        for link in links:
+            link.on_settings(_nothing)
+        for engine in old:
+            await until(partial(is_ready, engine))
+        changed = ModelSettings(name="m", aliases=("also",), gguf=GgufSettings(source="demo"))
+        await kept.apply(Settings(models=(changed,)))
+        for link in links:
+            await until(partial(serves, link, changed))
+        new = [borrowed(link, changed) for link in links]
+        for engine in new:
+            await until(partial(is_ready, engine))
+        assert [engine.state for engine in old] == [BackendState.READY] * 2
+        await old[0].stop()
+        await links[0].total()
+        assert old[1].state is BackendState.READY, "the other worker may have requests on it"
+        await old[1].stop()
+        async with asyncio.timeout(LIMIT_SECONDS):
+            while kept.processes[0].state is not BackendState.STOPPED:
+                await kept.processes[0].changed()
+        assert kept.processes[1].state is BackendState.READY
+        for engine in new:
+            await engine.stop()
+
+
+def serves(link: Link, model: ModelSettings) -> bool:
+    return link.settings.models == (model,)
+
+
+async def _nothing(_: Settings) -> None:
+    """A worker that uses what it borrowed for as long as the test says."""

@@ -1,0 +1,183 @@
+"""Everything of one process that a configuration decides, and how it goes from one configuration to the next.
+
+Neighbours: app.py (builds the application around this), served.py (the models), relay.py (the calls), reload.py (asks
+for another configuration).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from config.schema import AuthSettings, Settings
+from gateway import health, keyswatch
+from gateway.auth import Authenticator, Principal, keys_of, principals
+from gateway.door import Door
+from gateway.keysfile import KeysFile
+from gateway.limits import shared_accounts
+from gateway.log import AccessLog
+from gateway.metrics import GatewayCollector, Metrics, registry_for
+from gateway.middleware import HostGuard
+from gateway.ratelimit import RateLimiter
+from gateway.ratelimit_store import LimitStore
+from gateway.record import Journal
+from gateway.relay import Relay
+from gateway.served import MakeBackends, Member, assemble
+from routing.policy import Plan, plan_for
+from routing.router import Router
+
+# How often a member that has been replaced looks whether it may go.
+LEAVING_SECONDS = 0.1
+
+logger = logging.getLogger(__name__)
+
+
+class Gateway:
+    """All of one process that a configuration decides. `settings`, `served` and `authenticator` are those of now."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        make_backends: MakeBackends,
+        access_log: AccessLog,
+        limits: LimitStore,
+        worker: int = 0,
+    ) -> None:
+        """Nothing runs before `start`. Raises ConfigError for a keys file that cannot be used."""
+        self.settings = settings
+        self._make_backends = make_backends
+        self._limits = limits
+        self._worker = worker
+        self._metrics = Metrics()
+        self._journal = Journal(self._metrics, access_log)
+        # Members without a place: as long as something runs on them, and while they are ended.
+        self._leaving: dict[Member, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        self._following: asyncio.Task[None] | None = None
+        self.access_log = access_log
+        self.authenticator = Authenticator(self._principals(settings))
+        self.served = assemble(settings, make_backends)
+        self.readiness = health.Readiness(self.served.upstreams)
+        self.registry = registry_for(GatewayCollector(self._metrics, lambda: self.served.upstreams))
+        self.guard = _guard(settings)
+        self._router = Router(self.served.catalog, _plans(settings))
+        self.relay = self._relay(settings, self.guard)
+        self._name_series()
+
+    async def start(self) -> None:
+        """Brings every engine up in the background."""
+        self._follow_keys()
+        await _start(self.served.members)
+
+    async def stop(self) -> None:
+        """Ends every engine and what still runs on it."""
+        beside = [*self._leaving.values(), *([] if self._following is None else [self._following])]
+        for task in beside:
+            task.cancel()
+        members = (*self.served.members, *self._leaving)
+        stops = (upstream.backend.stop() for member in members for upstream in member.upstreams)
+        await asyncio.gather(*beside, *self._ending, *stops, return_exceptions=True)
+        self.access_log.flush()
+
+    async def apply(self, settings: Settings) -> None:
+        """Goes over to `settings` between two requests; those that run keep what they have.
+
+        Artifacts that stay are not touched. A changed one is started beside the old one, which serves until the new one
+        is ready and ends when nothing runs on it. Raises ConfigError and then has changed nothing.
+        """
+        principals = self._principals(settings)
+        before = (*self.served.members, *self._leaving)
+        served = assemble(settings, self._make_backends, before)
+        guard = _guard(settings)
+        plans = _plans(settings)
+        relay = self._relay(settings, guard)
+        # From here on nothing can fail and nobody else runs until the new state is complete.
+        self.authenticator.replace(principals)
+        self._router.adopt(served.catalog, plans)
+        before_auth, self.settings = self.settings.auth, settings
+        self.served, self.guard, self.relay = served, guard, relay
+        self.readiness.upstreams = tuple(served.upstreams)
+        self._name_series()
+        for task in self._leaving.values():
+            task.cancel()
+        leaving = [member for member in before if member not in served.members]
+        self._leaving = {member: asyncio.create_task(self._leave(member)) for member in leaving}
+        if settings.auth != before_auth:
+            self._follow_keys()
+        await _start([member for member in served.members if member not in before])
+
+    def _follow_keys(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            self._following = None
+        auth = self.settings.auth
+        if isinstance(auth, AuthSettings):
+            self._following = asyncio.create_task(keyswatch.follow(Path(auth.keys_file), self._use_keys))
+            self._following.add_done_callback(report_end)
+
+    def _use_keys(self, keys: KeysFile) -> None:
+        self.authenticator.replace(principals(self.settings, keys, self._limits.slot_of))
+
+    def _principals(self, settings: Settings) -> dict[bytes, Principal]:
+        return principals(settings, keys_of(settings), self._limits.slot_of)
+
+    def _relay(self, settings: Settings, guard: HostGuard) -> Relay:
+        shared = shared_accounts(settings, self._limits.slot_of)
+        door = Door(guard, self.authenticator, RateLimiter(self._limits, self._worker, shared=shared))
+        return Relay(settings.server, self._router, self._journal, door)
+
+    def _name_series(self) -> None:
+        for model, upstream in self.served.upstreams:
+            self._metrics.series(model, upstream.backend.name)
+
+    async def _leave(self, member: Member) -> None:
+        """Takes a member that has no place any more out of its model's pool, once another can serve, and ends it when
+        nothing runs on it."""
+        for pool in self.served.catalog.pools:
+            if pool.model != member.model or not set(pool.upstreams) & set(member.upstreams):
+                continue
+            successors = [each for each in self.served.members if each.model == member.model]
+            await _until(partial(_any_ready, successors))
+            pool.upstreams = tuple(upstream for upstream in pool.upstreams if upstream not in member.upstreams)
+            self.readiness.upstreams = tuple(self.served.upstreams)
+        await _until(lambda: not member.in_flight)
+        # From here on no configuration can have it back.
+        task = self._leaving.pop(member)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        await asyncio.gather(*(upstream.backend.stop() for upstream in member.upstreams))
+
+
+def report_end(task: asyncio.Task[None]) -> None:
+    """For a task that runs as long as the gateway: its end before that is a fault, which nobody else would see."""
+    if not task.cancelled():
+        logger.critical("a task of the gateway's ended before the gateway", exc_info=task.exception())
+
+
+def _any_ready(members: Iterable[Member]) -> bool:
+    return any(member.ready for member in members)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    """Polls: engines and requests have a state, and tell nobody of its changes."""
+    while not condition():  # noqa: ASYNC110 - as said
+        await asyncio.sleep(LEAVING_SECONDS)
+
+
+async def _start(members: Iterable[Member]) -> None:
+    for member in members:
+        for upstream in member.upstreams:
+            await upstream.backend.start()
+
+
+def _plans(settings: Settings) -> dict[str, Plan]:
+    return {
+        model.name: plan_for(model.name, settings.routing, model.routing, settings.profile) for model in settings.models
+    }
+
+
+def _guard(settings: Settings) -> HostGuard:
+    return HostGuard(settings.server.host, settings.server.allowed_hosts)

@@ -1,0 +1,105 @@
+"""When a configuration is read again, and that one that cannot be used changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from config.errors import ConfigError
+from config.load import Loaded, load
+from config.schema import Settings
+from gateway.reload import Reloader, Source
+
+PATIENCE_SECONDS = 20
+
+
+class Applied:
+    """What reached the gateway, in order."""
+
+    def __init__(self) -> None:
+        self.settings: asyncio.Queue[Settings] = asyncio.Queue()
+        self.refusal: ConfigError | None = None
+
+    async def __call__(self, settings: Settings) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.settings.put_nowait(settings)
+
+    async def next(self) -> Settings:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return await self.settings.get()
+
+
+@asynccontextmanager
+async def watching(file: Path) -> AsyncIterator[tuple[Reloader, Applied]]:
+    def read() -> Loaded:
+        return load(file, environ={})
+
+    applied = Applied()
+    reloader = Reloader(Source(read, read()), applied)
+    task = asyncio.create_task(reloader.run())
+    try:
+        yield reloader, applied
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+def write(file: Path, text: str) -> None:
+    """As editors do: a reader sees the old file or the new one."""
+    other = file.with_suffix(".new")
+    other.write_text(text)
+    os.replace(other, file)
+
+
+async def logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while text not in caplog.text:  # noqa: ASYNC110 - a log tells nobody
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "upshift.yaml"
+    write(path, "server: {idle_timeout_seconds: 1}\n")
+    return path
+
+
+async def test_a_changed_file_is_applied(file: Path) -> None:
+    async with watching(file) as (_, applied):
+        for seconds in (2, 3):
+            write(file, f"server: {{idle_timeout_seconds: {seconds}}}\n")
+            assert (await applied.next()).server.idle_timeout_seconds == seconds
+        assert applied.settings.empty()
+
+
+async def test_a_signal_reads_again_what_has_not_changed(file: Path) -> None:
+    async with watching(file) as (reloader, applied):
+        reloader.ask()
+        assert (await applied.next()).server.idle_timeout_seconds == 1
+
+
+async def test_a_file_that_cannot_be_used_is_reported_and_the_next_one_applied(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="upshift")
+    async with watching(file) as (_, applied):
+        write(file, "server: {nonsense: 1}\n")
+        await logged(caplog, "nonsense")
+        assert "the configuration stays as it was" in caplog.text
+        assert applied.settings.empty()
+        write(file, "server: {idle_timeout_seconds: 4}\n")
+        assert (await applied.next()).server.idle_timeout_seconds == 4
+
+
+async def test_what_takes_a_restart_is_named(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with watching(file) as (_, applied):
+        write(file, "server: {port: 9999}\n")
+        await applied.next()
+        await logged(caplog, "server.port has changed; that takes a restart")
