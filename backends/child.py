@@ -1,6 +1,6 @@
-"""One child process in a group of its own: its output line by line, and the pipe whose end tells it that we are gone.
+"""One child process in a group of its own, and the pipe whose end tells it that we are gone.
 
-Neighbour: process.py (EngineProcess), which decides when one is started and ended.
+Neighbours: output.py (what it prints), process.py (EngineProcess), which decides when one is started and ended.
 """
 
 from __future__ import annotations
@@ -9,16 +9,10 @@ import asyncio
 import logging
 import os
 import signal
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 
-ERROR_PREFIX = "upshift engine: error: "
-
-_KEPT_LINES = 50
-_MAX_LINE_BYTES = 4096
-_READ_BYTES = 64 * 1024
-_MAX_CAUSE_CHARACTERS = 500
+from backends.output import Output
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +27,16 @@ class Child:
         self._held_pipe = held_pipe
 
     @classmethod
-    async def spawn(cls, name: str, argv: Sequence[str]) -> Child:
+    async def spawn(
+        cls,
+        name: str,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        on_line: Callable[[str], None],
+    ) -> Child:
         """Starts `argv` as the leader of a new session: a terminal's Ctrl-C does not reach it, and its whole group can
-        be killed. `name` is for the log. Raises OSError."""
+        be killed. `name` is for the log, `environment` comes on top of ours, `on_line` gets what it prints. Raises
+        OSError."""
         with ExitStack() as ours, ExitStack() as theirs:
             # Pipes of our own instead of asyncio's: those make wait() hang on as long as any grandchild holds one.
             stdin, held_pipe = os.pipe()
@@ -45,10 +46,15 @@ class Child:
             theirs.callback(os.close, stdout)
             ours.callback(os.close, output_pipe)
             process = await asyncio.create_subprocess_exec(
-                *argv, stdin=stdin, stdout=stdout, stderr=stdout, start_new_session=True
+                *argv,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stdout,
+                start_new_session=True,
+                env={**os.environ, **environment},
             )
             ours.pop_all()
-        return cls(process, held_pipe, Output(name, output_pipe))
+        return cls(process, held_pipe, Output(name, output_pipe, on_line))
 
     async def wait(self) -> int:
         """The exit code; negative for a signal."""
@@ -76,69 +82,3 @@ class Child:
         """Reads what output is left and gives the pipes back."""
         self.output.close()
         os.close(self._held_pipe)
-
-
-class Output:
-    """What a process prints: each line logged at debug level, the last ones kept."""
-
-    def __init__(self, name: str, pipe: int) -> None:
-        self.lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._name = name
-        self._pipe = pipe
-        self._rest = b""
-        self._loop = asyncio.get_running_loop()
-        os.set_blocking(pipe, False)
-        self._loop.add_reader(pipe, self._read)
-
-    def close(self) -> None:
-        """Takes the rest. Lines, not bytes without end: a grandchild may still be writing."""
-        for _ in range(_MAX_LINE_BYTES * _KEPT_LINES // _READ_BYTES + 1):
-            if not self._read():
-                break
-        self._loop.remove_reader(self._pipe)
-        os.close(self._pipe)
-        if self._rest:
-            self._keep(self._rest)
-
-    def _read(self) -> bool:
-        """False when there is nothing more for now."""
-        try:
-            data = os.read(self._pipe, _READ_BYTES)
-        except BlockingIOError:
-            return False
-        if not data:
-            self._loop.remove_reader(self._pipe)
-            return False
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            self._keep(line)
-        if len(self._rest) > _MAX_LINE_BYTES:
-            self._keep(self._rest)
-            self._rest = b""
-        return True
-
-    def _keep(self, line: bytes) -> None:
-        text = line[:_MAX_LINE_BYTES].decode(errors="replace").rstrip()
-        # An escape sequence of a broken model's name has no business in a terminal that shows our log.
-        text = "".join(character if character.isprintable() else " " for character in text)
-        if text:
-            self.lines.append(text)
-            logger.debug("%s: %s", self._name, text)
-
-
-def cause(exit_code: int, lines: Sequence[str]) -> str:
-    """Why a process ended, in one line: its own words where it had any."""
-    for line in reversed(lines):
-        if line.startswith(ERROR_PREFIX):
-            return line.removeprefix(ERROR_PREFIX)[:_MAX_CAUSE_CHARACTERS]
-    if exit_code == -signal.SIGKILL:
-        return "ended by SIGKILL; if nobody killed it, memory ran out"
-    how = f"ended by {_signal_name(-exit_code)}" if exit_code < 0 else f"ended with exit code {exit_code}"
-    return f"{how}: {lines[-1]}"[:_MAX_CAUSE_CHARACTERS] if lines else how
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"

@@ -6,18 +6,25 @@ from collections.abc import Callable, Iterator, Sequence
 
 from backends.base import Backend
 from backends.engine import EngineBackend
+from backends.kinds import KINDS
 from backends.launch import EnginePlan, gguf_engine_argv
 from backends.process import EngineProcess
 from backends.remote import RemoteBackend
+from backends.selection import GGUF, VLLM
+from backends.vllm.command import engine_plan
 from config.schema import GgufSettings, ModelSettings
-
-GGUF = "gguf"
-VLLM = "vllm"
 
 
 def own_engine(plan: EnginePlan) -> EngineBackend:
     """The engine of `plan` as a child of this process."""
-    return EngineBackend(plan.kind, EngineProcess(plan.name, plan.argv))
+    process = EngineProcess(
+        plan.name,
+        plan.argv,
+        kind=KINDS[plan.kind],
+        served_names=plan.served_names,
+        environment=plan.environment,
+    )
+    return EngineBackend(plan.kind, process)
 
 
 def create_backends(model: ModelSettings, engine: Callable[[EnginePlan], Backend] = own_engine) -> tuple[Backend, ...]:
@@ -33,7 +40,9 @@ def _backends(model: ModelSettings, engine: Callable[[EnginePlan], Backend]) -> 
         else:
             yield engine(_gguf_plan(model, model.gguf))
     if model.vllm is not None:
-        for url in model.vllm.urls:
+        if model.vllm.source is not None:
+            yield engine(engine_plan(model, model.vllm))
+        for url in model.vllm.urls or ():
             yield RemoteBackend(VLLM, url)
 
 

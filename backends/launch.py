@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
 class EnginePlan:
-    """An engine that is to be launched: its kind ("gguf", "vllm"), a name of its own in this gateway, and its command
-    line for a given Unix socket."""
+    """An engine that is to be launched: its kind ("gguf", "vllm"), a name of its own in this gateway, its command line
+    for a given Unix socket (may take seconds; raises EngineStartFailed), the names that it answers to, and environment
+    variables besides ours."""
 
     kind: str
     name: str
     argv: Callable[[str], Sequence[str]]
+    served_names: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def gguf_engine_argv(

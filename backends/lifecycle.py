@@ -18,8 +18,9 @@ STEADY_SECONDS = 60.0
 # An engine that was never ready and ends by a signal (killed by hand, or for memory) gets this many starts in all.
 MAX_FIRST_STARTS = 3
 
-# `upshift engine` ends with these where trying again cannot help: the model does not load, the arguments are wrong.
-_REFUSALS = (1, 2)
+# Engines end with these where trying again cannot help: the model does not load, the arguments are wrong.
+REFUSED = 2
+_REFUSALS = (1, REFUSED)
 
 
 class Event(StrEnum):

@@ -1,46 +1,30 @@
-"""EngineProcess: one engine that is ours, kept running: spawned, watched until ready, restarted after a crash, ended.
+"""EngineProcess: one engine that is ours, kept running: spawned, watched until ready and from then on, restarted after
+a crash, ended.
 
-Neighbours: lifecycle.py (the states and the delays), child.py (one process), launch.py (argv), http.py (asks /health).
+Neighbours: lifecycle.py (the states and the delays), child.py (one process), kinds.py (how patient to be, what to ask),
+launch.py (argv).
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
-import secrets
 import shutil
-import stat
-import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from backends import probe
 from backends.base import BackendState
-from backends.child import ERROR_PREFIX, Child, cause
-from backends.errors import BackendError, BackendTimeout, EngineStartFailed
+from backends.child import Child
+from backends.errors import BackendTimeout, EngineStartFailed
+from backends.folder import SOCKET, make_private, new_folder
 from backends.http import HttpClient
-from backends.lifecycle import EngineStatus, Event, Lifecycle
-
-# sockaddr_un holds 108 bytes with the NUL at the end.
-_MAX_SOCKET_PATH_BYTES = 107
-_MAX_HEALTH_BYTES = 16 * 1024
+from backends.kinds import KINDS, EngineKind, Timing
+from backends.lifecycle import REFUSED, EngineStatus, Event, Lifecycle
+from backends.output import cause
+from backends.selection import GGUF
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """How patient an EngineProcess is. A starting engine that has not answered /health for `silence_seconds` is killed;
-    loading may take as long as it likes, for meanwhile it answers."""
-
-    grace_seconds: float = 10.0
-    probe_interval_seconds: float = 0.05
-    probe_timeout_seconds: float = 5.0
-    silence_seconds: float = 120.0
 
 
 class EngineProcess:
@@ -55,17 +39,25 @@ class EngineProcess:
         name: str,
         argv: Callable[[str], Sequence[str]],
         *,
+        kind: EngineKind = KINDS[GGUF],
+        served_names: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
         timing: Timing | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`argv` makes the command line from the path of the Unix socket; `sleep` and `clock` time the restarts."""
+        """`argv` makes the command line from the path of the Unix socket, in a thread, for it may take its time; what
+        it cannot make raises EngineStartFailed. `served_names` are what it has to answer to, `environment` comes on top
+        of ours, `timing` instead of the kind's. `sleep` and `clock` time the restarts."""
         self.name = name
-        self.folder = _new_folder()
-        self.socket_path = self.folder / "engine.sock"
+        self.folder = new_folder()
+        self.socket_path = self.folder / SOCKET
         self.address = f"unix:{self.socket_path}"
         self._argv = argv
-        self._timing = timing or Timing()
+        self._kind = kind
+        self._served_names = tuple(served_names)
+        self._environment = environment or {}
+        self._timing = timing or kind.timing
         self._sleep = sleep
         self._clock = clock
         # From start to stop:
@@ -78,6 +70,8 @@ class EngineProcess:
         self.progress = 0.0
         self.pid: int | None = None
         self._ready_at: float | None = None
+        self._last_heard = 0.0
+        self._verdict = ""
 
     @property
     def state(self) -> BackendState:
@@ -154,11 +148,14 @@ class EngineProcess:
         """One process from start to end. Returns the delay before the next one, None for no next one."""
         self.progress = 0.0
         self._ready_at = None
+        self._verdict = ""
         exit_code = None
         try:
             exit_code, why = await self._run_child()
         except OSError as error:
             why = f"cannot be launched: {error}"
+        except EngineStartFailed as error:
+            exit_code, why = REFUSED, error.message
         ready_seconds = 0.0 if self._ready_at is None else self._clock() - self._ready_at
         self.failure = why
         delay_seconds = self._lifecycle.restart_delay_seconds(exit_code, ready_seconds)
@@ -171,62 +168,88 @@ class EngineProcess:
         return delay_seconds
 
     async def _run_child(self) -> tuple[int, str]:
-        """Raises OSError when there is no process to run."""
-        _make_private(self.folder)
+        """Raises OSError or EngineStartFailed when there is no process to run."""
+        argv = await asyncio.to_thread(self._argv, str(self.socket_path))
+        make_private(self.folder)
         self.socket_path.unlink(missing_ok=True)
-        child = await Child.spawn(self.name, self._argv(str(self.socket_path)))
+        self._last_heard = self._clock()
+        child = await Child.spawn(self.name, argv, self._environment, self._hear)
         self.pid = child.pid
-        probe = asyncio.create_task(self._probe(child), name=f"probe {self.name}")
+        watch = asyncio.create_task(self._watch(child), name=f"watch {self.name}")
         try:
             exit_code = await child.wait()
         except asyncio.CancelledError:
-            probe.cancel()
+            watch.cancel()
             await child.end(self._timing.grace_seconds)
             raise
         finally:
             self.pid = None
             child.kill()
             child.close()
-            probe.cancel()
-            await asyncio.wait({probe})
-        return exit_code, cause(exit_code, child.output.lines)
+            watch.cancel()
+            await asyncio.wait({watch})
+        return exit_code, self._verdict or cause(exit_code, child.output.lines, self._kind.sign)
 
-    async def _probe(self, child: Child) -> None:
-        """Asks /health until the engine is ready."""
+    def _hear(self, line: str) -> None:
+        """A line of the engine's output."""
+        self._last_heard = self._clock()
+        sign = self._kind.sign(line)
+        if sign is not None and sign.progress is not None:
+            self._advance(sign.progress)
+
+    def _advance(self, progress: float) -> None:
+        if self.state is BackendState.STARTING and progress > self.progress:
+            self.progress = progress
+            self._tell()
+
+    # -- watching the process ------------------------------------------------------------------------------------
+
+    async def _watch(self, child: Child) -> None:
+        """Until the process ends; kills one that is of no use."""
         client = HttpClient(self.address)
-        last_heard = self._clock()
         try:
-            while (progress := await self._ask(client)) != 1.0:
-                if progress is not None:
-                    self.progress = progress
-                    self._tell()
-                    last_heard = self._clock()
-                elif self._clock() - last_heard > self._timing.silence_seconds:
-                    child.output.lines.append(f"{ERROR_PREFIX}no answer within {self._timing.silence_seconds:g} s")
-                    child.kill()
-                await asyncio.sleep(self._timing.probe_interval_seconds)
+            await self._until_ready(client)
+            if self.state is not BackendState.STARTING:
+                return  # the answer crossed a stop
+            self.progress = 1.0
+            self.failure = ""
+            self._ready_at = self._clock()
+            self._enter(Event.BECAME_READY)
+            logger.info("engine %s is ready", self.name)
+            await self._while_ready(client)
+        except probe.Unfit as problem:
+            self._verdict = str(problem)
+            child.kill()
         finally:
             await client.aclose()
-        if self.state is not BackendState.STARTING:
-            return  # the answer crossed a stop
-        self.progress = 1.0
-        self.failure = ""
-        self._ready_at = self._clock()
-        self._enter(Event.BECAME_READY)
-        logger.info("engine %s is ready", self.name)
 
-    async def _ask(self, client: HttpClient) -> float | None:
-        """The progress that /health tells, 1.0 once ready; None without an answer."""
-        try:
-            async with asyncio.timeout(self._timing.probe_timeout_seconds):
-                response = await client.request("GET", "/health", [], b"")
-                try:
-                    body = await response.read(_MAX_HEALTH_BYTES)
-                finally:
-                    await response.aclose()
-        except (BackendError, TimeoutError):
-            return None
-        return 1.0 if response.status == 200 else _progress_in(body)
+    async def _until_ready(self, client: HttpClient) -> None:
+        while (progress := await self._kind.ready(client, self._served_names)) != 1.0:
+            if progress is not None:
+                self._last_heard = self._clock()
+                self._advance(progress)
+            elif self._clock() - self._last_heard > self._timing.silence_seconds:
+                raise probe.Unfit(f"no answer within {self._timing.silence_seconds:g} s")
+            await asyncio.sleep(self._timing.probe_interval_seconds)
+
+    async def _while_ready(self, client: HttpClient) -> None:
+        """Raises Unfit for an engine that hangs, seen in looks and not in seconds: a machine that was suspended is not
+        held against it."""
+        silent = stalled = 0
+        patience = self._timing.look_timeout_seconds
+        last: probe.Work | None = None
+        while True:
+            await asyncio.sleep(self._timing.look_interval_seconds)
+            silent = 0 if await probe.answers(client, patience) else silent + 1
+            if silent >= self._timing.hang_looks:
+                raise probe.Unfit(f"hung: {silent} times in a row no answer to /health")
+            work = None if silent else await probe.work(client, self._kind.requests, self._kind.steps, patience)
+            stands = work is not None and last is not None and work.requests > 0 and work.steps == last.steps
+            stalled = stalled + 1 if stands else 0
+            last = work
+            if stalled >= self._timing.stall_looks:
+                seconds = stalled * self._timing.look_interval_seconds
+                raise probe.Unfit(f"hung: nothing computed for {seconds:g} s though it has requests")
 
     def _enter(self, event: Event) -> None:
         self._lifecycle.on(event)
@@ -235,33 +258,3 @@ class EngineProcess:
     def _tell(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
-
-
-def _progress_in(body: bytes) -> float:
-    """Below 1.0 whatever the engine says: only its 200 makes it ready."""
-    try:
-        value = json.loads(body)["progress"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return 0.0
-    # In this order NaN becomes 0.0.
-    return float(min(max(0.0, value), 0.99)) if isinstance(value, int | float) else 0.0
-
-
-def _make_private(folder: Path) -> None:
-    """Raises OSError unless `folder` is then ours alone."""
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise PermissionError(f"{folder} belongs to somebody else")
-
-
-def _new_folder() -> Path:
-    """A name that nobody can guess, made when it is needed. In /tmp where the configured folder would make the socket's
-    path too long for the kernel."""
-    name = f"upshift-{secrets.token_hex(8)}"
-    for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - the name is random and the folder 0700
-        folder = Path(parent, name)
-        if len(os.fsencode(folder / "engine.sock")) <= _MAX_SOCKET_PATH_BYTES:
-            break
-    return folder

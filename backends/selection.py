@@ -18,6 +18,7 @@ VLLM = "vllm"
 
 _NO_VLLM = "profile dev serves GGUF alone"
 _REMOTE = "runs elsewhere"
+_LAUNCHED = "launched here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,9 @@ def _choices(model: ModelSettings, profile: Profile) -> Iterator[Choice]:
         place = model.gguf.source or model.gguf.openai or ""
         yield Choice(GGUF, place, True, _role_of_gguf(model, profile))
     if model.vllm is not None:
-        for url in model.vllm.urls:
-            yield Choice(VLLM, url, profile != "dev", _NO_VLLM if profile == "dev" else _REMOTE)
+        where = _REMOTE if model.vllm.source is None else _LAUNCHED
+        for place in model.vllm.places:
+            yield Choice(VLLM, place, profile != "dev", _NO_VLLM if profile == "dev" else where)
 
 
 def _role_of_gguf(model: ModelSettings, profile: Profile) -> str:

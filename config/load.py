@@ -51,7 +51,8 @@ def load(
 ) -> Loaded:
     """Reads, layers and validates. Without `file` the variable UPSHIFT_CONFIG names one; without both there is none.
 
-    Raises ConfigError. Relative paths of the file (`gguf.source`, `auth.keys_file`, `tls`'s) start at its folder.
+    Raises ConfigError. Relative paths of the file (`gguf.source`, `vllm.python`, `auth.keys_file`, `tls`'s) start at
+    its folder.
     """
     environ = os.environ if environ is None else environ
     if file is None and environ.get("UPSHIFT_CONFIG"):
@@ -97,14 +98,34 @@ def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
                 tls[name] = absolute_path(tls[name], folder)
     models = data.get("models")
     for model in models if isinstance(models, list) else []:
-        gguf = model.get("gguf") if isinstance(model, dict) else None
-        if isinstance(gguf, dict) and isinstance(gguf.get("source"), str) and gguf["source"]:
-            gguf["source"] = source_path(gguf["source"], folder)
+        if isinstance(model, dict):
+            _anchor_model(model, folder)
+
+
+def _anchor_model(model: dict[str, Any], folder: Path) -> None:
+    gguf, vllm = model.get("gguf"), model.get("vllm")
+    if isinstance(gguf, dict) and isinstance(gguf.get("source"), str) and gguf["source"]:
+        gguf["source"] = source_path(gguf["source"], folder)
+    if isinstance(vllm, dict):
+        source, python = vllm.get("source"), vllm.get("python")
+        if isinstance(source, str) and source:
+            vllm["source"] = repository_or_path(source, folder)
+        if isinstance(python, str) and python:
+            vllm["python"] = absolute_path(python, folder)
 
 
 def source_path(source: str, folder: Path) -> str:
     """`source` as an absolute path, `~` expanded and relative ones starting at `folder`; `demo` stays as it is."""
     return source if source == DEMO_SOURCE else absolute_path(source, folder)
+
+
+def repository_or_path(source: str, folder: Path) -> str:
+    """`source` as an absolute path where it looks like one or is a folder below `folder`; `demo` and everything else,
+    which is a model's id on the Hugging Face hub, stay as they are."""
+    if source == DEMO_SOURCE:
+        return source
+    path = absolute_path(source, folder)
+    return path if source.startswith(("/", "./", "../", "~")) or Path(path).is_dir() else source
 
 
 def absolute_path(path: str, folder: Path) -> str:

@@ -53,13 +53,14 @@ class ModelSettings(Tree):
     """Further names for the same model, such as the one an application has built in."""
 
     context_tokens: Annotated[int, Field(strict=True, ge=64, le=16_777_216)] | None = None
-    """Longest prompt plus answer, in tokens. Unset: what the model was trained for, at most 4,096."""
+    """Longest prompt plus answer, in tokens. Unset: what the model was trained for; with GGUF at most 4,096, with vLLM
+    as much of it as fits."""
 
     gguf: GgufSettings | None = None
     """The GGUF engine that serves the model."""
 
     vllm: VllmSettings | None = None
-    """The vLLM servers that serve the model. With `gguf` beside it the router chooses for each request."""
+    """The vLLM that serves the model. With `gguf` beside it the router chooses for each request."""
 
     routing: ModelRoutingSettings = ModelRoutingSettings()
     """What the router does differently for this model."""
@@ -82,7 +83,7 @@ class ModelSettings(Tree):
     def places(self) -> tuple[str, ...]:
         """What serves it, for people: files and URLs."""
         gguf = () if self.gguf is None else (self.gguf.source or self.gguf.openai or "",)
-        return (*gguf, *(() if self.vllm is None else self.vllm.urls))
+        return (*gguf, *(() if self.vllm is None else self.vllm.places))
 
 
 class ServerSettings(Tree):

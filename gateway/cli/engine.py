@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
+
+from gateway.cli.install import install
 
 _DEFAULT_PORT = 8485
 _MOST_THREADS = 512  # ggml's own limit, beyond which it crashes
@@ -31,7 +35,18 @@ class _Auto(click.ParamType[int | None]):
         return number
 
 
-@click.command()
+class _Engine(click.Command):
+    """`upshift engine MODEL`, and `upshift engine install …` beside it. A file called "install" is "./install"."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if args[:1] == ["install"]:
+            return install.make_context(f"{info_name} install", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
+@click.command(cls=_Engine)
 @click.argument("model")
 @click.option("--uds", metavar="PATH", help="Listen on a Unix socket instead of a port.")
 @click.option("--host", help="Address to listen on. [default: 127.0.0.1]")
@@ -60,6 +75,8 @@ def engine(
     \b
     upshift engine demo
     upshift engine ./llama.gguf --port 9001 --name llama --parallel 8
+
+    `upshift engine install vllm` makes an environment for the other engine: see `upshift engine install --help`.
     """
     if uds is not None and (host is not None or port is not None):
         raise click.UsageError("--uds excludes --host and --port.", click.get_current_context())

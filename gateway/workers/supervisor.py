@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from backends.child import cause
+from backends.output import cause
 from gateway.lastcall import admit_no_more
 from gateway.reload import terminal_is_gone
 from gateway.workers.children import Mask, ended, fork, signal_child

@@ -1,9 +1,12 @@
 """A process that keeps the engine contract and misbehaves on request. Raw sockets and few imports: it starts quickly.
 
     python fake_engine.py SOCKET [loading] [stubborn] [silent] [child] [fail=CODE] [signal=NUMBER] [print=TEXT]
+                                 [metrics=TEXT]
 
-GET /health is 503 with progress 0.42 while `loading`, until POST /loaded. POST /v1/chat/completions with "stream": true
-sends one event and then waits until its connection closes; any other POST answers {"ok": true}.
+GET /metrics answers with the TEXT given, GET /health is 503 with progress 0.42 while `loading`, until POST /loaded.
+POST
+/v1/chat/completions with "stream": true sends one event and then waits until its connection closes; any other request
+answers {"ok": true}.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import socket
 import sys
 import threading
 
+METRICS = {"text": b""}
 READY = b'{"status":"ok"}'
 LOADING = b'{"status":"loading","progress":0.42}'
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"Hel"}}]}\n\n'
@@ -22,15 +26,7 @@ EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"Hel"}}]}\n\n'
 def main(socket_path: str, modes: list[str]) -> None:
     for mode in modes:
         name, _, value = mode.partition("=")
-        if name == "print":
-            print(value.replace("\\n", "\n").replace("\\e", "\x1b"), flush=True)
-        elif name == "fail":
-            print("upshift engine: error: the file is no GGUF file", file=sys.stderr, flush=True)
-            sys.exit(int(value))
-        elif name == "signal":
-            os.kill(os.getpid(), int(value))
-        elif name == "child":
-            _leave_a_child()
+        _obey(name, value)
     if "stubborn" in modes:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
@@ -47,6 +43,20 @@ def main(socket_path: str, modes: list[str]) -> None:
     while True:
         connection, _ = listener.accept()
         threading.Thread(target=_serve, args=(connection, loaded), daemon=True).start()
+
+
+def _obey(mode: str, value: str) -> None:
+    if mode == "print":
+        print(value.replace("\\n", "\n").replace("\\e", "\x1b"), flush=True)
+    elif mode == "fail":
+        print("upshift engine: error: the file is no GGUF file", file=sys.stderr, flush=True)
+        sys.exit(int(value))
+    elif mode == "signal":
+        os.kill(os.getpid(), int(value))
+    elif mode == "metrics":
+        METRICS["text"] = value.replace("\\n", "\n").encode()
+    elif mode == "child":
+        _leave_a_child()
 
 
 def _leave_a_child() -> None:
@@ -79,6 +89,8 @@ def _serve(connection: socket.socket, loaded: threading.Event) -> None:
         body = stream.read(length)
         if request_line.startswith(b"GET /health "):
             _answer(connection, b"200 OK" if loaded.is_set() else b"503 Loading", READY if loaded.is_set() else LOADING)
+        elif request_line.startswith(b"GET /metrics "):
+            _answer(connection, b"200 OK", METRICS["text"])
         elif b'"stream": true' in body:
             head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
             connection.sendall(head + b"%x\r\n%b\r\n" % (len(EVENT), EVENT))

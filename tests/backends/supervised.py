@@ -11,7 +11,8 @@ from pathlib import Path
 
 from backends.base import BackendState
 from backends.http import HttpClient
-from backends.process import EngineProcess, Timing
+from backends.kinds import Timing
+from backends.process import EngineProcess
 from tests.backends import fake_engine
 
 TIMING = Timing(grace_seconds=5.0, probe_interval_seconds=0.005, silence_seconds=10.0)

@@ -172,7 +172,7 @@ async def test_silent_engine_is_killed_and_says_why(make: Make) -> None:
 
 
 async def test_output_is_logged_line_by_line_and_made_harmless(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, "backends.child")
+    caplog.set_level(logging.DEBUG, "backends.output")
     process = make("print=one\\ntwo \\e[31mred\\n\\n" + "x" * 10_000, "fail=1")
     await process.start()
     with pytest.raises(EngineStartFailed):

@@ -14,7 +14,8 @@ import pytest
 
 from backends.base import BackendState
 from backends.errors import EngineStartFailed
-from backends.process import EngineProcess, Timing
+from backends.kinds import Timing
+from backends.process import EngineProcess
 from tests.backends.supervised import (
     LIMIT_SECONDS,
     Make,
@@ -153,7 +154,7 @@ async def test_cancelled_stop_kills_at_once(make: Make) -> None:
 
 @pytest.mark.parametrize("how", ["stop", "crash"])
 async def test_nothing_of_the_group_outlives_the_engine(make: Make, caplog: pytest.LogCaptureFixture, how: str) -> None:
-    caplog.set_level(logging.DEBUG, "backends.child")
+    caplog.set_level(logging.DEBUG, "backends.output")
     process = make("child", sleep=Pauses())
     await process.start()
     await process.wait_ready(LIMIT_SECONDS)

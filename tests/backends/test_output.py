@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from backends.child import cause
+from backends.output import cause
 
 
 @pytest.mark.parametrize(

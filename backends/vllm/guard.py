@@ -1,0 +1,132 @@
+"""Runs one command and sees to it that nothing of it is left: `python -I -S guard.py COMMAND ...`
+
+vLLM is a tree of processes, and none of them notices that the gateway was killed. This one does: it ends when its stdin
+closes, and takes every process below it along, whatever groups they made. SIGTERM and SIGINT are passed on to the
+command; its end is this one's end, with the same exit code or by the same signal. Standard library only: it starts in
+30 ms.
+Neighbours: child.py (holds the stdin), command.py (puts this in front of vLLM).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_CANNOT_RUN = 127
+_PAUSE_SECONDS = 0.005
+
+
+def main(command: list[str]) -> int:
+    """Runs `command` to its end. Returns its exit code; negative for a signal."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Orphans below us become our children and not init's: they can be found.
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    wakes, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)
+    guard = os.getpid()
+
+    def die_with_guard() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != guard:
+            os._exit(1)
+
+    try:
+        # One thread, so that what runs between fork and exec is safe.
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_guard)  # noqa: PLW1509
+    except OSError as error:
+        print(f"{command[0]} cannot be run: {error.strerror}", file=sys.stderr)  # noqa: T201
+        return _CANNOT_RUN
+    try:
+        return _attend(process, wakes)
+    finally:
+        _end_all()
+
+
+def _attend(process: subprocess.Popen[bytes], wakes: int) -> int:
+    """Returns when the command has ended, or at once when nobody holds our stdin any more."""
+    poll = select.poll()
+    poll.register(sys.stdin, select.POLLIN | select.POLLHUP)
+    poll.register(wakes, select.POLLIN)
+    while True:
+        ready = {descriptor for descriptor, _ in poll.poll()}
+        if wakes in ready:
+            for number in os.read(wakes, 4096):
+                if number != signal.SIGCHLD:
+                    process.send_signal(number)
+        if sys.stdin.fileno() in ready and not os.read(sys.stdin.fileno(), 4096):
+            return -signal.SIGKILL
+        code = process.poll()
+        if code is not None:
+            return code
+        _reap_adopted(process.pid)
+
+
+def _reap_adopted(command: int) -> None:
+    """Whatever has ended but the command, whose end is for Popen to see."""
+    with suppress(ChildProcessError):
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid == command:
+                return
+            os.waitpid(ended.si_pid, 0)
+
+
+def _end_all() -> None:
+    """SIGKILL for every process below this one, until there is none: one that is just being started is seen the next
+    time."""
+    while pids := _below(os.getpid()):
+        for pid in pids:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        _reap()
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _reap() -> None:
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _below(root: int) -> list[int]:
+    """Every process that `root` started, and those that they did."""
+    parents = {int(entry.name): _parent(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+    found, new = [], [root]
+    while new:
+        new = [pid for pid, parent in parents.items() if parent in new]
+        found += new
+    return found
+
+
+def _parent(entry: Path) -> int:
+    try:
+        # The name in between may hold anything, brackets and blanks too.
+        return int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def _end_like(code: int) -> None:
+    """Ends this process by the signal that ended the command, for whoever waits for it. Never returns for code < 0."""
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # one dump of it is enough
+        with suppress(OSError):  # SIGKILL cannot be set to what it is anyway
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+
+
+if __name__ == "__main__":
+    exit_code = main(sys.argv[1:])
+    _end_like(exit_code)
+    sys.exit(exit_code)
