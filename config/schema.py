@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from config.edge import TlsSettings
+from config.edge import AdminSettings, TlsSettings
 from config.limits import LimitsSettings
 from config.routing import ModelRoutingSettings, RoutingSettings
 from config.tree import DEMO_SOURCE, Endpoint, HostName, ModelName, Network, Profile, SourcePath, Tree
@@ -108,7 +108,8 @@ class ServerSettings(Tree):
     """The same for one address (IPv6: /64 network). Unset: no bound of its own. `trusted_proxies` are not counted."""
 
     trusted_proxies: tuple[Network, ...] = Field(default=(), max_length=64)
-    """Addresses and networks of reverse proxies; their connections are many clients'."""
+    """Addresses and networks of reverse proxies: X-Forwarded-For is believed from them alone, and their connections are
+    many clients'."""
 
     max_body_bytes: Annotated[int, Field(strict=True, ge=1024, le=1 << 30)] = 10 * 1024 * 1024
     """Largest request body."""
@@ -172,6 +173,9 @@ class Settings(Tree):
 
     tls: TlsSettings | None = None
     """TLS on the listener. Unset: plain HTTP."""
+
+    admin: AdminSettings | None = None
+    """A listener for operators. Unset: /metrics and /admin are on the main one."""
 
     @model_validator(mode="after")
     def _names_fit(self) -> Settings:

@@ -163,8 +163,9 @@ def _what_is_wrong(key: bytes) -> str:
 
 def check_exposure(settings: Settings) -> str | None:
     """Why these settings must not be served, and what to do about it; None where nothing speaks against them."""
-    host = settings.server.host
-    if settings.auth is not None or is_loopback(host):
+    hosts = [settings.server.host, *([settings.admin.host] if settings.admin is not None else [])]
+    host = next((host for host in hosts if not is_loopback(host)), None)
+    if settings.auth is not None or host is None:
         return None
     return (
         f"{host} is reachable from other machines and there are no API keys. Make one with `upshift keys add NAME "

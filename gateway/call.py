@@ -120,6 +120,12 @@ class Call:
         self.disconnected = True
         self._end(self._gone())
 
+    @property
+    def peer(self) -> str:
+        """The address of the connection's other end; empty for a Unix socket."""
+        client = self._connection.client
+        return client[0] if client is not None else ""
+
     # -- used by whoever serves it ------------------------------------------------------------------------------------
 
     def begin(self) -> None:

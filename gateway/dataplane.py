@@ -2,7 +2,7 @@
 
 An inference POST as ASGI costs twice as much, as a route inside FastAPI five times (docs/performance.md). Neighbours:
 listener.py (tells the two apart by path and method), relay.py (the calls), app.py (the control plane behind),
-middleware.py (what every request passes first).
+middleware.py (what every request passes first), admin.py (the other front).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from backends.base import Operation
 from gateway.call import Call
 from gateway.errors import GatewayError, MethodRefused, answer
 from gateway.gateway import Gateway
+from gateway.operators import check_on_main, is_for_operators
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -45,34 +46,51 @@ class RequestIds:
         return f"{self._prefix}{next(self._numbers)}"
 
 
-class DataPlane:
-    """Decides by path alone, never by Host or URL text, who answers a request. `gateway` is for whoever runs it."""
+class Front:
+    """Decides by path alone, never by Host or URL text, what reaches the `control_plane` behind it."""
+
+    def __init__(self, control_plane: ASGIApp) -> None:
+        self.control_plane = control_plane
+        self._ids = RequestIds()
+
+    def check(self, scope: Scope) -> None:
+        """Raises the GatewayError that speaks against a request."""
+        raise NotImplementedError
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI 3 entry: `http` and `lifespan` scopes."""
+        if scope["type"] != "http":
+            await self.control_plane(scope, receive, send)
+            return
+        request_id = self._ids.choose(dict(scope["headers"]).get(b"x-request-id"))
+        try:
+            self.check(scope)
+        except GatewayError as error:
+            await _refuse(error, request_id, send)
+            return
+        scope.setdefault("state", {})["request_id"] = request_id
+        await self.control_plane(scope, receive, _with_headers(send, request_id, scope["scheme"]))
+
+
+class DataPlane(Front):
+    """The clients' front. `gateway` is for whoever runs it."""
 
     def __init__(self, gateway: Gateway, control_plane: ASGIApp) -> None:
+        super().__init__(control_plane)
         self.gateway = gateway
-        self._control_plane = control_plane
-        self._ids = RequestIds()
 
     def serve(self, call: Call) -> Coroutine[None, None, None]:
         """Answers an inference POST; the connection runs this as a task."""
         headers = dict(call.headers)
         return self.gateway.relay.serve(call, headers, self._ids.choose(headers.get(b"x-request-id")))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI 3 entry for everything else: `http` and `lifespan` scopes."""
-        if scope["type"] != "http":
-            await self._control_plane(scope, receive, send)
-            return
-        request_id = self._ids.choose(dict(scope["headers"]).get(b"x-request-id"))
-        try:
-            self.gateway.guard.check(scope["headers"], scope["http_version"])
-            if scope["path"] in INFERENCE:
-                raise MethodRefused("Use POST here.", allow="POST")
-        except GatewayError as error:
-            await _refuse(error, request_id, send)
-            return
-        scope.setdefault("state", {})["request_id"] = request_id
-        await self._control_plane(scope, receive, _with_request_id(send, request_id))
+    def check(self, scope: Scope) -> None:
+        """Raises what speaks against a request that is no inference POST."""
+        self.gateway.guard.check(scope["headers"], scope["http_version"])
+        if scope["path"] in INFERENCE:
+            raise MethodRefused("Use POST here.", allow="POST")
+        if is_for_operators(scope["path"]):
+            check_on_main(self.gateway.settings, self.gateway.authenticator, scope["headers"])
 
 
 async def _refuse(error: GatewayError, request_id: str, send: Send) -> None:
@@ -82,10 +100,15 @@ async def _refuse(error: GatewayError, request_id: str, send: Send) -> None:
     await send({"type": "http.response.body", "body": refusal.body, "more_body": False})
 
 
-def _with_request_id(send: Send, request_id: str) -> Send:
-    async def send_with_id(message: MutableMapping[str, Any]) -> None:
+def _with_headers(send: Send, request_id: str, scheme: str) -> Send:
+    """`send` with the request's id, and over TLS the word that a browser should not come without it again."""
+    more = [(b"x-request-id", request_id.encode())]
+    if scheme == "https":
+        more.append((b"strict-transport-security", b"max-age=31536000"))
+
+    async def send_with_more(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
+            message["headers"] = [*message.get("headers", ()), *more]
         await send(message)
 
-    return send_with_id
+    return send_with_more

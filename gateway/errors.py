@@ -6,6 +6,7 @@ GatewayError
 ├── BodyTooLarge           more bytes than server.max_body_bytes
 ├── BodyTimeout            the body did not arrive in time
 ├── HostRefused            a Host header that this listener does not answer to
+├── OriginRefused          a web page of another site, on a loopback listener
 ├── UnknownPath            no such path
 ├── MethodRefused          the path exists, the method does not
 ├── TooManyHeaders         more header fields than any client needs
@@ -58,6 +59,10 @@ class BodyTimeout(GatewayError):
 
 class HostRefused(GatewayError):
     """The Host header names something else than this listener: what DNS rebinding looks like."""
+
+
+class OriginRefused(GatewayError):
+    """The Origin header names another site than this machine's own."""
 
 
 class UnknownPath(GatewayError):
@@ -133,6 +138,7 @@ TABLE: dict[type[Exception], Row] = {
     BodyTooLarge: Row(413, _REQUEST, "request_too_large"),
     BodyTimeout: Row(408, _REQUEST, "request_timeout"),
     HostRefused: Row(421, _REQUEST, "host_not_allowed"),
+    OriginRefused: Row(403, _REQUEST, "origin_not_allowed"),
     UnknownPath: Row(404, _REQUEST, "not_found"),
     MethodRefused: Row(405, _REQUEST, "method_not_allowed"),
     TooManyHeaders: Row(431, _REQUEST, "headers_too_large"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
@@ -18,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from backends.base import Operation
 from gateway.call import Call
 from gateway.crowd import Crowd
-from gateway.dataplane import INFERENCE, DataPlane
+from gateway.dataplane import INFERENCE, DataPlane, Front
 from gateway.deadline import Deadline
 
 if TYPE_CHECKING:
@@ -47,12 +48,12 @@ def _without_upgrade(data: bytes) -> bytes:
     return _UPGRADE.sub(b"\r\nx-ignored:", head) + end + rest
 
 
-def _operation(url: bytes) -> Operation | None:
+def _operation(url: bytes, paths: Mapping[bytes, Operation]) -> Operation | None:
     """What is asked for at a request target that is not simply one of the paths: with a query, an escape, a host."""
     if url.startswith(b"/") and b"?" not in url and b"%" not in url:
         return None
     path: bytes = httptools.parse_url(url).path or b""
-    return _PATHS.get(unquote_to_bytes(path) if b"%" in path else path)
+    return paths.get(unquote_to_bytes(path) if b"%" in path else path)
 
 
 class _HeadTooLarge(Exception):
@@ -60,9 +61,10 @@ class _HeadTooLarge(Exception):
 
 
 class ClientConnection(HttpToolsProtocol):
-    """`front`, `max_connections` and `crowd` are set by `connection_class`."""
+    """`front`, `paths`, `max_connections` and `crowd` are set by `connection_class`."""
 
     front: DataPlane
+    paths: Mapping[bytes, Operation]
     max_connections = 0
     crowd = Crowd()
 
@@ -138,7 +140,7 @@ class ClientConnection(HttpToolsProtocol):
             if self._head_bytes > MAX_HEAD_BYTES:
                 raise _HeadTooLarge
         self._in_head = self._head_expected = False
-        operation = _PATHS.get(self.url) or _operation(self.url)
+        operation = self.paths.get(self.url) or _operation(self.url, self.paths)
         if operation is not None and self.parser.get_method() == b"POST":
             self._begin_call(operation)
         else:
@@ -281,8 +283,9 @@ def _disconnect(cycle: RequestResponseCycle | Call) -> None:
         cycle.message_event.set()
 
 
-def connection_class(front: DataPlane, max_connections: int, crowd: Crowd | None = None) -> type[ClientConnection]:
+def connection_class(front: Front, max_connections: int, crowd: Crowd | None = None) -> type[ClientConnection]:
     """The protocol class for a listener of `front` that holds at most `max_connections`, as many from each address as
-    `crowd` says."""
-    members = {"front": front, "max_connections": max_connections, "crowd": crowd or Crowd()}
+    `crowd` says. Calls are made only where the front serves them."""
+    paths = _PATHS if isinstance(front, DataPlane) else {}
+    members = {"front": front, "paths": paths, "max_connections": max_connections, "crowd": crowd or Crowd()}
     return type("BoundedConnection", (ClientConnection,), members)

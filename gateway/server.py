@@ -13,14 +13,16 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 
 import uvicorn
 
 from config.schema import Settings
 from gateway import log
+from gateway.admin import AdminListener, AdminPlane
 from gateway.app import create_app
+from gateway.bind import ListenError, bind
 from gateway.crowd import Crowd
 from gateway.dataplane import DataPlane
 from gateway.lastcall import admit_no_more
@@ -30,7 +32,6 @@ from gateway.reload import Reloader, Source, terminal_is_gone
 from gateway.tls import CertificateRefused, Certificates
 from gateway.tls_link import over_tls
 
-BACKLOG = 2048
 # How long after a signal a connection that exists may send a request.
 LAST_CALL_SECONDS = 0.2
 # Looks at the certificate's files: twice a second.
@@ -39,23 +40,23 @@ TICKS_PER_LOOK = 5
 logger = logging.getLogger("upshift")
 
 
-class ListenError(Exception):
-    """The address cannot be listened on. The message says which and why."""
-
-
 def serve(source: Source) -> int:
     """Serves in this process until SIGTERM or SIGINT; returns its exit code: 0 after a drain, 1 where a second signal
     cut it short or no model could be loaded. Raises ListenError before anything is started."""
     settings = source.loaded.settings
     certificates = certificates_of(settings)
     sockets = bind(settings.server.host, settings.server.port)
+    admin = bind(settings.admin.host, settings.admin.port, "admin.port") if settings.admin is not None else []
     log.configure()
     raise_file_limit()
     access_log = log.AccessLog(log.writer(sys.stdout))
     app = create_app(settings, access_log=access_log)
     port = sockets[0].getsockname()[1]
     reloader = Reloader(source, app.gateway.apply)
-    server = GatewayServer(settings, app, lambda: announce(settings, port), certificates, reloader)
+    operators = admin[0].getsockname()[1] if admin else 0
+    server = GatewayServer(
+        settings, app, lambda: announce(settings, port, operators), certificates, reloader, admin=admin
+    )
     server.run(sockets=sockets)
     return 1 if server.force_exit or server.failed else 0
 
@@ -79,8 +80,14 @@ class GatewayServer(uvicorn.Server):
         on_listening: Callable[[], None],
         certificates: Certificates | None = None,
         reloader: Reloader | None = None,
+        *,
+        admin: Sequence[socket.socket] = (),
     ) -> None:
+        """`admin` are the sockets of the operators' listener; empty where there is none."""
         self._app = app
+        self._admin: AdminListener | None = None
+        if settings.admin is not None:
+            self._admin = AdminListener(AdminPlane(app.gateway, settings.admin, app.control_plane), admin)
         self._certificates = certificates
         self._reloader = reloader
         self._reloading: asyncio.Task[None] | None = None
@@ -108,6 +115,8 @@ class GatewayServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's, and then the banner."""
         await super().startup(sockets=sockets)
+        if self._admin is not None:
+            await self._admin.open()
         # What exists now lives as long as the process. Left to the collector, each full collection would walk through
         # all of FastAPI and stop every stream for 20 ms.
         gc.collect()
@@ -125,7 +134,10 @@ class GatewayServer(uvicorn.Server):
         if self._app.gateway.readiness.hopeless and not self.should_exit:
             logger.error("no model can be served: stopping")
             self.failed = self.should_exit = True
-        return await super().on_tick(counter)
+        ending = await super().on_tick(counter)
+        if self._admin is not None and counter % 10 == 0:
+            self._admin.date(self.server_state.default_headers)
+        return ending
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """uvicorn's, after a moment in which nobody new is let in and everybody inside is served once more: it would
@@ -134,7 +146,11 @@ class GatewayServer(uvicorn.Server):
         # Clients that send one request after the other end their connections themselves.
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         await asyncio.sleep(LAST_CALL_SECONDS)
-        await super().shutdown(sockets=sockets)
+        try:
+            await super().shutdown(sockets=sockets)
+        finally:
+            if self._admin is not None:
+                await self._admin.close()
 
     def keep_out(self, sockets: list[socket.socket]) -> None:
         """Nobody new connects to `sockets` any more; they are closed in a moment."""
@@ -191,70 +207,6 @@ class GatewayServer(uvicorn.Server):
             self.read_again()
 
 
-def bind(host: str, port: int) -> list[socket.socket]:
-    """Listening sockets on every address that `host` names (localhost is IPv4 and IPv6). Raises ListenError.
-
-    Bound before engines are started, so that a second gateway on the port ends at once and leaves nothing behind.
-    """
-    where = f"{host}:{port}"
-    try:
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except socket.gaierror as error:
-        raise ListenError(f"cannot listen on {where}: {error.strerror}") from error
-    sockets: list[socket.socket] = []
-    for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
-        # With port 0 the first socket's choice holds for all.
-        chosen = sockets[0].getsockname()[1] if sockets and port == 0 else port
-        try:
-            sockets.append(_listen(family, (address[0], chosen)))
-        except OSError as error:
-            if sockets and isinstance(error, OSError) and family == socket.AF_INET6:
-                continue  # a machine may have IPv6 in its hosts file and not on its interfaces
-            for bound in sockets:
-                bound.close()
-            hint = "; another program uses it, choose a different one with --port" if error.errno == 98 else ""
-            raise ListenError(f"cannot listen on {where}: {error.strerror}{hint}") from error
-    return sockets
-
-
-def bind_each(host: str, port: int, workers: int) -> list[list[socket.socket]]:
-    """`bind` once for each worker: the kernel spreads new connections over them. Raises ListenError.
-
-    Sockets of its own and not one for all: with one, a worker that wakes up takes every connection that waits.
-    """
-    first = bind(host, port)
-    try:
-        # Only now: a socket that allows sharing from the beginning would join those of a gateway that runs already.
-        for listener in first:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        others = [
-            [_listen(listener.family, listener.getsockname(), shared=True) for listener in first]
-            for _ in range(workers - 1)
-        ]
-    except OSError as error:
-        for listener in first:
-            listener.close()
-        raise ListenError(f"cannot listen on {host}:{port} with {workers} workers: {error.strerror}") from error
-    return [first, *others]
-
-
-def _listen(family: int, address: tuple[object, ...], *, shared: bool = False) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
 def raise_file_limit() -> None:
     """Two descriptors per stream: the usual soft limit of 1024 ends at 500 clients."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -263,18 +215,25 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def announce(settings: Settings, port: int, workers: int = 1) -> None:
-    """Says where it listens and what is served, and warns of what should be known about that."""
+def announce(settings: Settings, port: int, operators: int = 0, workers: int = 1) -> None:
+    """Says where it listens and what is served, and warns of what should be known about that. `operators` is the port
+    of their listener."""
     host = settings.server.host
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
-    url = f"{'http' if settings.tls is None else 'https'}://{shown}:{port}"
+    url = f"{'http' if settings.tls is None else 'https'}://{_shown(host)}:{port}"
     if sys.stderr.isatty():
         sys.stderr.write(banner(settings, url, workers))
     else:
         models = ", ".join(model.name for model in settings.models)
         logger.info("listening on %s, models: %s%s", url, models, f", workers: {workers}" if workers > 1 else "")
+    if settings.admin is not None:
+        logger.info("metrics and /admin are on http://%s:%d", _shown(settings.admin.host), operators)
     if settings.auth == "none" and not is_loopback(host):
         logger.warning("%s is reachable from other machines, and auth is none: whoever reaches it may use it", host)
+
+
+def _shown(host: str) -> str:
+    """How `host` stands in an address that somebody on this machine can use."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
 
 
 def banner(settings: Settings, url: str, workers: int = 1) -> str:

@@ -45,9 +45,9 @@ def serve(  # noqa: PLR0917 - click gives them by name
     upshift serve --host 0.0.0.0 --auth keys.yaml
     """
     from config.errors import ConfigError  # noqa: PLC0415 - help must not pay for pydantic, uvicorn and FastAPI
+    from gateway.bind import ListenError  # noqa: PLC0415
     from gateway.cli.settings import usable  # noqa: PLC0415
     from gateway.reload import Source  # noqa: PLC0415
-    from gateway.server import ListenError  # noqa: PLC0415
     from gateway.workers.start import serve as run_gateway  # noqa: PLC0415
 
     overrides = _overrides(chosen, profile, host, port, workers, auth)

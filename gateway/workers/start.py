@@ -14,6 +14,7 @@ import uvloop
 from backends.factory import create_backends
 from backends.hardware import detect_host
 from gateway import log, server
+from gateway.bind import bind_each
 from gateway.ratelimit_store import LimitStore
 from gateway.reload import Source
 from gateway.workers.keeper import Keeper
@@ -33,21 +34,26 @@ def serve(source: Source) -> int:
 def _serve_with(source: Source, workers: int) -> int:
     settings = source.loaded.settings
     server.certificates_of(settings)  # each worker reads them for itself; here it can still be said on the terminal
-    listeners = server.bind_each(settings.server.host, settings.server.port, workers)
+    listeners = bind_each(settings.server.host, settings.server.port, workers)
     port = listeners[0][0].getsockname()[1]
+    admin: list[list[socket.socket]] = [[] for _ in range(workers)]
+    if settings.admin is not None:
+        admin = bind_each(settings.admin.host, settings.admin.port, workers, "admin.port")
+    operators = admin[0][0].getsockname()[1] if settings.admin is not None else 0
     log.configure()
     server.raise_file_limit()
     limits = LimitStore(workers=workers)
 
     def keep(control: socket.socket) -> int:
-        keeper = Keeper(source, workers, lambda: server.announce(settings, port, workers), create_backends)
+        keeper = Keeper(source, workers, lambda: server.announce(settings, port, operators, workers), create_backends)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(keeper.run(control))
 
     def work(index: int, mine: Sequence[socket.socket], channel: socket.socket) -> int:
-        return run_worker(Place(index, workers, limits), mine, channel)
+        clients = len(listeners[index])
+        return run_worker(Place(index, workers, limits), mine[:clients], channel, mine[clients:])
 
     supervisor = Supervisor(
-        listeners, keep=keep, work=work, lost=limits.forget_worker, drain_seconds=settings.server.drain_seconds
+        listeners, admin, keep=keep, work=work, lost=limits.forget_worker, drain_seconds=settings.server.drain_seconds
     )
     return supervisor.run()

@@ -67,11 +67,17 @@ class _Worker:
 
     index: int
     listeners: Sequence[socket.socket]
+    lasting: Sequence[socket.socket] = ()
     delays: Delays = field(default_factory=Delays)
     lives: int = 0
     pid: int | None = None
     started_at: float = 0.0
     due_at: float = 0.0
+
+    @property
+    def sockets(self) -> Sequence[socket.socket]:
+        """All that it listens on."""
+        return (*self.listeners, *self.lasting)
 
 
 class _Phase(Enum):
@@ -83,7 +89,8 @@ class _Phase(Enum):
 
 
 class Supervisor:
-    """Lives for one `run`. Owns the sockets it is given.
+    """Lives for one `run`. Owns the sockets it is given; those of `lasting` are not closed when the drain
+    begins, but when a worker closes them.
 
     `keep(control)` runs in the keeper and `work(index, listeners, channel)` in each worker, both until told to end;
     what they return is the exit code. Over `control` the keeper gets each worker's index and channel, and END at last;
@@ -94,6 +101,7 @@ class Supervisor:
     def __init__(
         self,
         listeners: Sequence[Sequence[socket.socket]],
+        lasting: Sequence[Sequence[socket.socket]] = (),
         *,
         keep: Keep,
         work: Work,
@@ -105,7 +113,9 @@ class Supervisor:
         self._lost = lost
         self._drain_seconds = drain_seconds
         # Children:
-        self._workers = [_Worker(index, mine) for index, mine in enumerate(listeners)]
+        self._workers = [
+            _Worker(index, mine, lasting[index] if lasting else ()) for index, mine in enumerate(listeners)
+        ]
         self._keeper: int | None = None
         self._control, self._keepers_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # On the way out:
@@ -212,6 +222,8 @@ class Supervisor:
             admit_no_more(worker.listeners)
             for listener in worker.listeners:
                 listener.close()
+            for listener in worker.lasting:
+                listener.close()
             signal_child(worker.pid, signal.SIGTERM)
 
     def _advance(self) -> None:
@@ -238,7 +250,7 @@ class Supervisor:
     def _start_keeper(self, mask: Mask) -> None:
         def run() -> int:
             for worker in self._workers:
-                for listener in worker.listeners:
+                for listener in worker.sockets:
                     listener.close()
             self._control.close()
             return self._keep(self._keepers_control)
@@ -258,11 +270,11 @@ class Supervisor:
         def run() -> int:
             for other in self._workers:
                 if other is not worker:
-                    for listener in other.listeners:
+                    for listener in other.sockets:
                         listener.close()
             self._control.close()
             keepers_end.close()
-            return self._work(worker.index, worker.listeners, workers_end)
+            return self._work(worker.index, worker.sockets, workers_end)
 
         with keepers_end, workers_end:
             worker.started_at = time.monotonic()

@@ -54,9 +54,11 @@ class Place:
     limits: LimitStore
 
 
-def run_worker(place: Place, listeners: Sequence[socket.socket], channel: socket.socket) -> int:
-    """Serves on `listeners` until SIGTERM, as one of several. Returns the process's exit code: 0 after a drain,
-    CANNOT_START when it never served, otherwise 1."""
+def run_worker(
+    place: Place, listeners: Sequence[socket.socket], channel: socket.socket, admin: Sequence[socket.socket] = ()
+) -> int:
+    """Serves clients on `listeners`, operators on `admin`, until SIGTERM, as one of several. Returns the process's exit
+    code: 0 after a drain, CANNOT_START when it never served, otherwise 1."""
     served = False
 
     async def main() -> int:
@@ -80,7 +82,7 @@ def run_worker(place: Place, listeners: Sequence[socket.socket], channel: socket
                 served = True
                 link.serving()
 
-            server = WorkerServer(mine, app, on_listening, certificates_of(mine))
+            server = WorkerServer(mine, app, on_listening, certificates_of(mine), admin=admin)
             await server.serve(sockets=list(listeners))
             link.send_numbers()
             listening.cancel()

@@ -24,9 +24,9 @@ import uvloop
 from backends.base import BackendResponse, BackendState, InferenceRequest
 from config.schema import GgufSettings, ModelSettings, Settings
 from gateway.app import create_app
+from gateway.bind import bind
 from gateway.listener import connection_class
 from gateway.log import AccessLog, writer
-from gateway.server import bind
 from tests.fakes import chat_body, chat_events
 
 ANSWER = chat_body("word " * 80)

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 import config
-from config.edge import TlsSettings
+from config.edge import AdminSettings, TlsSettings
 from config.limits import LimitSettings
 from config.routing import GraduateSettings, ModelRoutingSettings, RoutingSettings, RuleSettings, WhenSettings
 from config.schema import AuthSettings, GgufSettings, ModelSettings, ServerSettings, Settings
@@ -36,7 +36,7 @@ def test_page_has_every_key_with_its_default() -> None:
     rows = re.findall(r"^\| `([^`]+)` \| `?([^|`]*)`? \|", PAGE.read_text(), re.MULTILINE)
     keys = expected("server.", ServerSettings) | expected("models[].", ModelSettings)
     keys |= expected("models[].gguf.", GgufSettings) | expected("models[].vllm.", VllmSettings)
-    keys |= expected("auth.", AuthSettings) | expected("tls.", TlsSettings)
+    keys |= expected("auth.", AuthSettings) | expected("tls.", TlsSettings) | expected("admin.", AdminSettings)
     keys |= expected("limits.default.", LimitSettings) | expected("limits.tiers.NAME.", LimitSettings)
     keys["profile"] = _shown(Settings.model_fields["profile"].get_default())
     keys |= expected("limits.models.NAME.", LimitSettings) | expected("limits.total.", LimitSettings)

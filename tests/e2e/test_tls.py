@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from config.edge import TlsSettings
@@ -21,7 +23,9 @@ from tests.gateway.test_tls import replace
 def gateway(tmp_path: Path, tiny_model: Path) -> Iterator[GatewayUnderTest]:
     write_files(tmp_path)
     config = f"models: [{{name: m, gguf: {{source: {tiny_model}, threads: 1}}}}]\nserver: {{workers: 2}}\n"
-    with running_gateway(tmp_path, config + "tls: {certificate: server.pem, key: server.key}\n") as gateway:
+    with running_gateway(
+        tmp_path, config + "admin: {port: 0}\ntls: {certificate: server.pem, key: server.key}\n"
+    ) as gateway:
         wait_for(gateway.ready, seconds=60)
         yield gateway
 
@@ -38,6 +42,10 @@ def serials(gateway: GatewayUnderTest, tries: int = 12) -> set[str]:
 
 def test_workers_show_the_newest_certificate_and_never_a_bad_one(gateway: GatewayUnderTest, tmp_path: Path) -> None:
     assert gateway.url.startswith("https://")
+    assert gateway.http.get("/metrics").status_code == 404
+    found = re.search(r"metrics and /admin are on (http://[0-9.:]+)", gateway.log.read_text())
+    assert found
+    assert "upshift_workers 2.0" in httpx.get(found[1] + "/metrics").text
     files = TlsSettings(certificate=str(tmp_path / "server.pem"), key=str(tmp_path / "server.key"))
     first = serials(gateway)
     assert len(first) == 1

@@ -13,7 +13,9 @@ import httpx
 import uvicorn
 from uvicorn.server import ServerState
 
+from config.edge import AdminSettings
 from config.schema import GgufSettings, ModelSettings, ServerSettings, Settings
+from gateway.admin import AdminPlane
 from gateway.app import create_app
 from gateway.crowd import Crowd
 from gateway.dataplane import DataPlane
@@ -87,7 +89,10 @@ class Gateway:
 
     async def samples(self, name: str) -> list[str]:
         """All lines of /metrics with this name."""
-        text = (await self.client.get("/metrics")).text
+        operators = AdminPlane(self.app.gateway, AdminSettings(), self.app.control_plane)
+        transport = httpx.ASGITransport(operators)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            text = (await client.get("/metrics")).text
         return [line for line in text.splitlines() if line.startswith((name + "{", name + " "))]
 
     @contextlib.asynccontextmanager

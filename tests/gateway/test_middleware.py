@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.errors import HostRefused, TooManyHeaders
+from gateway.errors import HostRefused, OriginRefused, TooManyHeaders
 from gateway.middleware import MAX_HEADER_FIELDS, HostGuard, is_loopback
 
 
@@ -96,3 +96,39 @@ def test_remembered_hosts_stay_few() -> None:
 def test_loopback_by_name_and_by_address() -> None:
     assert is_loopback("localhost")
     assert not is_loopback("10.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("origin", "welcome"),
+    [
+        ("http://localhost:3000", True),
+        ("https://127.0.0.1", True),
+        ("http://[::1]:3000", True),
+        ("http://tauri.localhost", True),
+        ("https://llm.example", True),
+        ("app://obsidian.md", True),
+        ("vscode-webview://1a2b", True),
+        ("https://evil.example", False),
+        ("http://localhost.evil.example", False),
+        ("http://127.0.0.1.evil.example", False),
+        ("null", False),
+        ("", False),
+        ("http://localhost@evil.example", False),
+        ("chrome-extension://abcdef", False),
+        ("javascript:localhost", False),
+    ],
+)
+def test_pages_of_other_sites_are_refused_on_loopback(origin: str, welcome: bool) -> None:
+    guard = HostGuard("127.0.0.1", ("llm.example",))
+    headers = [(b"host", b"localhost"), (b"origin", origin.encode())]
+    guard.check(headers[:1], "1.1")
+    assert not guard.passes(dict(headers))
+    if welcome:
+        guard.check(headers, "1.1")
+    else:
+        with pytest.raises(OriginRefused):
+            guard.check(headers, "1.1")
+
+
+def test_beyond_loopback_origins_are_the_keys_business() -> None:
+    HostGuard("0.0.0.0", ()).check([(b"host", b"localhost"), (b"origin", b"https://evil.example")], "1.1")

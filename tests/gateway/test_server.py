@@ -17,7 +17,8 @@ import gateway.server
 from backends.base import BackendState
 from config.schema import GgufSettings, ModelSettings, ServerSettings, Settings
 from gateway.app import create_app
-from gateway.server import GatewayServer, ListenError, banner, bind, bind_each
+from gateway.bind import ListenError, bind, bind_each
+from gateway.server import GatewayServer, banner
 from tests.engine import wait_for
 from tests.fakes import FakeBackend, chat_events
 from tests.gateway.running import body, request

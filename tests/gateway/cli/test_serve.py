@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.server import bind
+from gateway.bind import bind
 
 UPSHIFT = [sys.executable, "-m", "gateway.cli"]
 QUESTION = {"model": "demo", "max_tokens": 8, "messages": [{"role": "user", "content": "Hello!"}]}

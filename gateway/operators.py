@@ -1,0 +1,42 @@
+"""Which paths are for those who operate the gateway, and who may ask for them on which listener.
+
+Neighbours: dataplane.py and admin.py, the two listeners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from config.schema import AuthSettings, Settings
+from gateway.auth import Authenticator, check_repeated
+from gateway.errors import UnknownPath
+from gateway.middleware import is_loopback
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+def is_for_operators(path: str) -> bool:
+    """Whether `path` tells or changes how the gateway is doing; health and version are anybody's."""
+    return path in {"/metrics", "/admin"} or path.startswith("/admin/")
+
+
+def check_on_main(settings: Settings, authenticator: Authenticator, headers: Headers) -> None:
+    """What speaks against a request to such a path on the clients' listener: everything where operators have one of
+    their own, a missing key where clients need one. On loopback too, for a reverse proxy may be there. Raises
+    UnknownPath and InvalidKey."""
+    if settings.admin is not None:
+        raise UnknownPath("There is nothing at this path; the API starts at /v1.")
+    if isinstance(settings.auth, AuthSettings):
+        _check_key(authenticator, headers)
+
+
+def check_on_theirs(settings: Settings, authenticator: Authenticator, headers: Headers) -> None:
+    """The same on the listener of `admin`: whoever reaches it on loopback is welcome. Raises InvalidKey."""
+    beyond = settings.admin is not None and not is_loopback(settings.admin.host)
+    if beyond and isinstance(settings.auth, AuthSettings):
+        _check_key(authenticator, headers)
+
+
+def _check_key(authenticator: Authenticator, headers: Headers) -> None:
+    check_repeated(headers)
+    authenticator.principal(dict(headers))

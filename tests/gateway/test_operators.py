@@ -1,0 +1,128 @@
+"""Who may see /metrics and use /admin, on which listener."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from config.schema import GgufSettings, ModelSettings, Settings
+from gateway.app import create_app
+from gateway.auth import check_exposure
+from gateway.bind import bind
+from gateway.keys import hash_of, new_key
+from gateway.server import GatewayServer
+from tests.fakes import FakeBackend, chat_events
+from tests.gateway.running import CHAT, Gateway, body, request, serving
+
+KEY = new_key()
+EVENTS = chat_events("Hel", "lo")
+PATHS = ["/metrics", "/admin", "/admin/keys", "/%6detrics", "/admin/"]
+
+
+def keys(folder: Path) -> dict[str, Any]:
+    file = folder / "keys.yaml"
+    file.write_text(json.dumps({"keys": [{"name": "alice", "hash": hash_of(KEY)}]}))
+    return {"auth": {"keys_file": str(file)}}
+
+
+async def status(gateway: Gateway, path: str, **headers: str) -> int:
+    return (await gateway.client.get(path, headers={"authorization": f"Bearer {KEY}"} | headers)).status_code
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_where_clients_need_a_key_operators_do_too(tmp_path: Path, path: str) -> None:
+    async with serving(FakeBackend(), edge=keys(tmp_path)) as gateway:
+        assert await status(gateway, path) == (200 if "metrics" in path or "6d" in path else 404)
+        for wrong in ("Bearer nobody", "Basic eDp5", ""):
+            assert await status(gateway, path, authorization=wrong) == 401
+        assert await status(gateway, "/livez", authorization="") == 200
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_with_a_listener_of_their_own_nothing_is_left_on_the_main_one(tmp_path: Path, path: str) -> None:
+    async with serving(FakeBackend(), edge={"admin": {}, **keys(tmp_path)}) as gateway:
+        assert await status(gateway, path) == 404
+        assert await status(gateway, "/readyz") == 200
+
+
+def test_operators_listener_beyond_loopback_needs_a_word_too() -> None:
+    settings = Settings.model_validate({"admin": {"host": "0.0.0.0"}})
+    assert "0.0.0.0" in (check_exposure(settings) or "")
+    assert check_exposure(settings.model_copy(update={"auth": "none"})) is None
+
+
+@contextlib.asynccontextmanager
+async def both(
+    backend: FakeBackend, admin_host: str = "127.0.0.1", **edge: Any
+) -> AsyncIterator[tuple[int, httpx.AsyncClient, asyncio.Task[None]]]:
+    """The main listener's port, a client of the operators' one, and the server's task."""
+    model = ModelSettings(name="fake", gguf=GgufSettings(source="demo"))
+    server = {"port": 0, "drain_seconds": 10.0}
+    admin = {"host": admin_host, "port": 0}
+    settings = Settings.model_validate({"server": server, "models": (model,), "admin": admin, **edge})
+    app = create_app(settings, make_backends=lambda _: [backend])
+    sockets, operators = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
+    listening = asyncio.Event()
+    running = GatewayServer(settings, app, listening.set, admin=operators)
+    task = asyncio.create_task(running.serve(sockets=sockets))
+    async with asyncio.timeout(20):
+        await listening.wait()
+        address = f"http://127.0.0.1:{operators[0].getsockname()[1]}"
+        async with httpx.AsyncClient(base_url=address, trust_env=False) as client:
+            try:
+                yield sockets[0].getsockname()[1], client, task
+            finally:
+                running.should_exit = True
+                await task
+
+
+async def test_their_listener_serves_figures_and_health_and_no_models() -> None:
+    backend = FakeBackend()
+    async with both(backend) as (_, operators, _):
+        assert "upshift_backend_up" in (await operators.get("/metrics")).text
+        for path in ("/livez", "/readyz", "/health", "/version"):
+            assert (await operators.get(path)).status_code == 200
+        for path in ("/v1/models", "/v1/models/fake", "/docs", "//metrics"):
+            assert (await operators.get(path)).status_code == 404
+        for method, path in (("POST", CHAT), ("GET", CHAT)):
+            answer = await operators.request(method, path, json=body())
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+        assert (await operators.get("/metrics", headers={"host": "evil.example"})).status_code == 421
+        assert "date" in (await operators.get("/livez")).headers
+    assert backend.requests == []
+
+
+async def test_their_listener_beyond_loopback_asks_for_a_key(tmp_path: Path) -> None:
+    async with both(FakeBackend(), "0.0.0.0", **keys(tmp_path)) as (_, operators, _):
+        assert (await operators.get("/metrics")).status_code == 401
+        assert (await operators.get("/metrics", headers={"x-api-key": KEY})).status_code == 200
+        assert (await operators.get("/readyz")).status_code == 200
+
+
+async def test_their_listener_tells_of_the_drain_until_it_is_over() -> None:
+    more = asyncio.Event()
+    backend = FakeBackend(script=[EVENTS[0], more, *EVENTS[1:]])
+    async with both(backend) as (port, operators, task):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request(json.dumps(body(stream=True)).encode()))
+        await reader.readuntil(b"data: ")
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(10):
+            while (await operators.get("/readyz", headers={"connection": "close"})).json()["status"] != "draining":
+                pass
+        assert "upshift_in_flight" in (await operators.get("/metrics")).text
+        more.set()
+        assert b"[DONE]" in await reader.read()
+        writer.close()
+        await task
+        with pytest.raises(httpx.ConnectError):
+            await operators.get("/livez")
