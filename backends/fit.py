@@ -1,0 +1,166 @@
+"""How much memory an engine needs for a model, and what would make it fit. Pure: sizes in, sizes and advice out.
+
+Neighbours: shape.py (the model's sizes), selection.py (asks). The constants were measured on the engines that are
+pinned here; docs/hardware.md has the formulae and how far off they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from backends.shape import ModelShape
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+# The GGUF engine (backends/gguf/runner.py, options.py): what it takes unasked.
+GGUF_CONTEXT_TOKENS = 4096
+GGUF_MOST_PARALLEL = 16
+_GGUF_BATCH_TOKENS = 512
+_GGUF_PROCESS_BYTES = 70 * MIB  # Python, uvicorn, libllama
+_GGUF_TOKEN_BYTES = 350  # of each token of the vocabulary: its text, here and in llama.cpp
+_CELLS = 256  # llama.cpp rounds a slot up to a multiple of it
+
+# vLLM (docs/hardware.md): what a worker takes beside weights and KV cache, on a GPU and on the CPU.
+_VLLM_GPU_BYTES = 1434 * MIB  # CUDA's context, graphs, libraries
+_VLLM_PARALLEL_BYTES = 512 * MIB  # NCCL's and the all-reduce's buffers
+_VLLM_CPU_BYTES = 2 * GIB
+VLLM_SHARE = 0.92
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Memory of one engine, or of one of its GPUs. `scratch_bytes` is what it computes in, `process_bytes` all else."""
+
+    weight_bytes: int
+    kv_bytes: int
+    scratch_bytes: int
+    process_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weight_bytes + self.kv_bytes + self.scratch_bytes + self.process_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """One engine beside the memory there is for it: of the machine (`gpus` is 0), or of each of so many GPUs.
+
+    `parallel` answers of `context_tokens` each have room at the same time. `changes` are settings and artifacts each of
+    which would make it fit; empty where it does.
+    """
+
+    needs: Needs
+    available_bytes: int
+    context_tokens: int
+    parallel: int
+    gpus: int = 0
+    changes: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return self.needs.total_bytes <= self.available_bytes
+
+
+def gguf_needs(shape: ModelShape, context_tokens: int, parallel: int) -> Needs:
+    """Of the GGUF engine, all in the machine's memory. Within a tenth of what it takes, above it rather than below."""
+    cells = -(-context_tokens // _CELLS) * _CELLS
+    kv_elements = cells * sum(layer.kv_elements for layer in shape.layers)
+    state_elements = sum(layer.state_elements for layer in shape.layers)
+    # The widest moment of a batch: gate, up and their product beside the rows that go on; or the logits.
+    rows = 4 * _GGUF_BATCH_TOKENS * (3 * shape.feed_forward + 4 * shape.width)
+    logits = 4 * parallel * shape.vocabulary
+    mask = 2 * _GGUF_BATCH_TOKENS * cells
+    return Needs(
+        weight_bytes=shape.weight_bytes,
+        kv_bytes=parallel * (2 * kv_elements + 4 * state_elements),
+        scratch_bytes=max(rows, logits) + mask + logits,
+        process_bytes=_GGUF_PROCESS_BYTES + _GGUF_TOKEN_BYTES * shape.vocabulary,
+    )
+
+
+def gguf_fit(shape: ModelShape, available_bytes: int, context_tokens: int | None, parallel: int | None) -> Fit:
+    """The GGUF engine in `available_bytes`; None for a size is what the engine chooses itself."""
+    context = context_tokens or min(shape.context_tokens, GGUF_CONTEXT_TOKENS)
+    slots = parallel or gguf_parallel(shape, available_bytes, context)
+    fit = Fit(gguf_needs(shape, context, slots), available_bytes, context, slots)
+    return fit if fit.fits else replace(fit, changes=tuple(_gguf_changes(shape, fit)))
+
+
+def gguf_parallel(shape: ModelShape, available_bytes: int, context_tokens: int) -> int:
+    """Slots of the GGUF engine where nobody says: a power of two from 1 to 16 whose caches fit into a quarter of the
+    memory, and with everything else into all of it."""
+
+    def fits(slots: int) -> bool:
+        needs = gguf_needs(shape, context_tokens, slots)
+        return needs.kv_bytes <= available_bytes // 4 and needs.total_bytes <= available_bytes
+
+    slots = GGUF_MOST_PARALLEL
+    while slots > 1 and not fits(slots):
+        slots //= 2
+    return slots
+
+
+def _gguf_changes(shape: ModelShape, fit: Fit) -> Iterator[str]:
+    def needs(context: int, slots: int) -> bool:
+        return gguf_needs(shape, context, slots).total_bytes <= fit.available_bytes
+
+    slots = most(lambda number: needs(fit.context_tokens, number), fit.parallel)
+    if slots:
+        yield f"parallel: {slots}"
+    cells = most(lambda number: needs(number * _CELLS, fit.parallel), fit.context_tokens // _CELLS)
+    if cells:
+        yield f"context_tokens: {cells * _CELLS}"
+    rest = fit.available_bytes - fit.needs.total_bytes + fit.needs.weight_bytes
+    if rest > 0:
+        yield f"a smaller quantization than {shape.weights}: at most {gib(rest)} of weights"
+    if not slots and not cells and rest <= 0:
+        yield "a smaller model"
+
+
+def vllm_needs(shape: ModelShape, context_tokens: int, sequences: int, gpus: int, total_bytes: int = 0) -> Needs:
+    """Of each of `gpus` that vLLM splits a model over, of `total_bytes` each; of the machine with 0 GPUs.
+
+    `sequences` conversations of `context_tokens` are kept. KV heads are cut no finer than one for each GPU; a window's
+    layers keep the window alone (V1 KV cache manager).
+    """
+    parts = max(gpus, 1)
+    kv_bytes = sum(
+        shape.element_bytes
+        * layer.kv_elements
+        // min(parts, layer.kv_heads)
+        * min(context_tokens, layer.window or context_tokens)
+        + 4 * layer.state_elements // parts
+        for layer in shape.layers
+    )
+    tokens, rows = _vllm_batch(gpus, total_bytes)
+    scratch = 2 * tokens * (2 * shape.feed_forward // parts + 4 * shape.width) + 8 * rows * shape.vocabulary
+    process = _VLLM_GPU_BYTES + (_VLLM_PARALLEL_BYTES if gpus > 1 else 0) if gpus else _VLLM_CPU_BYTES
+    return Needs(shape.weight_bytes // parts, sequences * kv_bytes, scratch, process)
+
+
+def _vllm_batch(gpus: int, total_bytes: int) -> tuple[int, int]:
+    """(tokens of a step, sequences): vLLM's defaults by the size of the GPU (arg_utils.py)."""
+    if gpus and total_bytes >= 160 * GIB:
+        return 16384, 1024
+    if gpus and total_bytes >= 70 * GIB:
+        return 8192, 1024
+    return 2048, 256 if gpus else 128
+
+
+def most(fits: Callable[[int], bool], bound: int) -> int:
+    """The largest number from 1 to `bound` that `fits`, which holds up to some number and not beyond; else 0."""
+    low, high = 0, bound
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def gib(n_bytes: int) -> str:
+    """For people: one decimal, MiB below a tenth of a GiB."""
+    return f"{n_bytes / GIB:.1f} GiB" if n_bytes >= GIB // 10 else f"{n_bytes / MIB:.0f} MiB"
