@@ -11,6 +11,7 @@ from math import inf
 from backends.base import BackendResponse, BackendState, InferenceRequest
 from backends.engine import not_ready
 from backends.http import HttpClient
+from backends.inquiry import Inquiry
 from backends.lifecycle import EngineStatus
 from backends.openai import OpenAIBackend
 
@@ -27,6 +28,7 @@ class BorrowedEngine:
         # As in EngineBackend: how long an answer may take is for the caller to say.
         self._client = HttpClient(status.address, response_timeout_seconds=inf, idle_timeout_seconds=inf)
         self._calls = OpenAIBackend(self.name, self._client, state=lambda: self.state)
+        self.inquiry = Inquiry(HttpClient(status.address, max_connections=2))
 
     def tell(self, status: EngineStatus) -> None:
         """What is known of the engine from now on."""
@@ -59,4 +61,5 @@ class BorrowedEngine:
     async def stop(self) -> None:
         """Closes the connections of this process, and with them its calls; the engine goes on."""
         await self._client.aclose()
+        await self.inquiry.aclose()
         self._let_go()

@@ -11,6 +11,7 @@ from math import inf
 from backends.base import BackendResponse, BackendState, InferenceRequest
 from backends.errors import BackendError, BackendLoading, BackendUnavailable
 from backends.http import HttpClient
+from backends.inquiry import Inquiry
 from backends.lifecycle import EngineStatus
 from backends.openai import OpenAIBackend
 from backends.process import EngineProcess
@@ -24,7 +25,8 @@ def not_ready(kind: str, status: EngineStatus) -> BackendError:
 
 
 class EngineBackend:
-    """One engine process, which it owns, and the calls to it. `name` is the kind of engine, "gguf" or "vllm"."""
+    """One engine process, which it owns, and the calls to it. `name` is the kind of engine, "gguf" or "vllm"; `inquiry`
+    asks it how busy it is."""
 
     def __init__(self, kind: str, process: EngineProcess) -> None:
         self.name = kind
@@ -35,6 +37,7 @@ class EngineBackend:
         # No deadlines down here: how long an answer may take is for the caller to say, who knows the client.
         self._client = HttpClient(self._process.address, response_timeout_seconds=inf, idle_timeout_seconds=inf)
         self._calls = OpenAIBackend(self.name, self._client, state=lambda: self.state)
+        self.inquiry = Inquiry(HttpClient(self._process.address, max_connections=2))
 
     @property
     def engine(self) -> str:
@@ -96,8 +99,9 @@ class EngineBackend:
 
     async def stop(self) -> None:
         """Ends the engine within its grace, and with it every call that is still running. Idempotent."""
-        client = self._client
+        client, inquiry = self._client, self.inquiry
         try:
             await self._process.stop()
         finally:
             await client.aclose()
+            await inquiry.aclose()

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
+from backends.access import access_to
 from backends.base import Backend
 from backends.engine import EngineBackend
+from backends.inquiry import openai_health
 from backends.kinds import KINDS
 from backends.launch import EnginePlan, gguf_engine_argv
+from backends.openai import OpenAIBackend
 from backends.process import EngineProcess
-from backends.remote import RemoteBackend
+from backends.remote import Dialect, RemoteBackend
 from backends.selection import GGUF, VLLM
 from backends.vllm.command import engine_plan
+from config.remote import RemoteSettings
 from config.schema import GgufSettings, ModelSettings
 
 
@@ -29,21 +34,29 @@ def own_engine(plan: EnginePlan) -> EngineBackend:
 
 def create_backends(model: ModelSettings, engine: Callable[[EnginePlan], Backend] = own_engine) -> tuple[Backend, ...]:
     """The STOPPED backends of `model`, GGUF before vLLM, at least one. `engine` makes those that are launched here; a
-    process that does not own the engines gives one that borrows them."""
+    process that does not own the engines gives one that borrows them. Raises ConfigError for a key or certificate that
+    cannot be read."""
     return tuple(_backends(model, engine))
 
 
 def _backends(model: ModelSettings, engine: Callable[[EnginePlan], Backend]) -> Iterator[Backend]:
     if model.gguf is not None:
         if model.gguf.openai is not None:
-            yield RemoteBackend(GGUF, model.gguf.openai)
+            yield openai_endpoint(GGUF, model.gguf.openai, model, model.gguf)
         else:
             yield engine(_gguf_plan(model, model.gguf))
     if model.vllm is not None:
         if model.vllm.source is not None:
             yield engine(engine_plan(model, model.vllm))
         for url in model.vllm.urls or ():
-            yield RemoteBackend(VLLM, url)
+            yield openai_endpoint(VLLM, url, model, model.vllm)
+
+
+def openai_endpoint(kind: str, address: str, model: ModelSettings, remote: RemoteSettings) -> RemoteBackend:
+    """The OpenAI endpoint at `address`. It has to know the model's name and aliases, for bodies are passed on as they
+    are."""
+    look = partial(openai_health, names=(model.name, *model.aliases))
+    return RemoteBackend(kind, access_to(address, remote), Dialect(partial(OpenAIBackend, kind), look))
 
 
 def _gguf_plan(model: ModelSettings, gguf: GgufSettings) -> EnginePlan:

@@ -30,7 +30,8 @@ class HttpClient:
     name look-up and TLS handshake included), `response` until status and headers, `idle` between two reads of a body
     while somebody waits for it (a reader that is slow itself never times out). A connection unused for
     `pool_idle_seconds` is closed within 1 s more: uvicorn and vLLM close theirs after 5 s. `tls` (see `client_tls`)
-    says which servers are trusted; None: those with a certificate this machine's authorities have signed.
+    says which servers are trusted; None: those with a certificate this machine's authorities have signed. `server_name`
+    is whom the certificate must name where that is not the host of the address; the Host header names it as well.
     Raises ValueError for an address it cannot understand.
     """
 
@@ -39,13 +40,14 @@ class HttpClient:
         address: str,
         *,
         tls: ssl.SSLContext | None = None,
+        server_name: str = "",
         max_connections: int = 1024,
         connect_timeout_seconds: float = 5.0,
         response_timeout_seconds: float = 600.0,
         idle_timeout_seconds: float = 120.0,
         pool_idle_seconds: float = 3.5,
     ) -> None:
-        self._address = Address(address, tls)
+        self._address = Address(address, tls, server_name)
         self._timeouts = (response_timeout_seconds, idle_timeout_seconds)
         self._heads = Heads(self._address.host_header)
         self._pool = Pool(

@@ -18,12 +18,13 @@ _PORTS = {"http": 80, "https": 443}
 
 class Address:
     """`http://host:port`, `https://host:port` or `unix:/path.sock`. `tls` says whom an https server may be; None stands
-    for the certificate authorities of this machine and a certificate for `host`. `host_header` is the Host to send.
+    for the certificate authorities of this machine. Its certificate must be for `server_name`, which is also the Host
+    to send (`host_header`); empty, it is the host of the address.
 
     Raises ValueError for text it cannot understand, and for a `tls` that would not be used.
     """
 
-    def __init__(self, text: str, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, text: str, tls: ssl.SSLContext | None = None, server_name: str = "") -> None:
         self.text = text
         self._socket_path = text.removeprefix("unix:") if text.startswith("unix:/") else ""
         self._host, self._port, self._tls = "", 0, tls
@@ -39,7 +40,9 @@ class Address:
             if "@" in parts.netloc or parts.fragment:
                 raise ValueError(f"an address has no user, password or fragment: {text!r}")
             self._host, self._port = parts.hostname, port or _PORTS[scheme]
-            self.host_header = parts.netloc.encode("ascii")
+            called = f"{server_name}:{self._port}" if server_name else parts.netloc
+            self.host_header = called.encode("ascii")
+        self._server_name = server_name or self._host
         if scheme == "https":
             self._tls = tls or client_tls()
         elif tls is not None:
@@ -55,7 +58,7 @@ class Address:
             return (await loop.create_connection(make, self._host, self._port))[1]
         context = self._tls
         _, link = await loop.create_connection(
-            lambda: TlsLink(loop, context, self._host, make()), self._host, self._port
+            lambda: TlsLink(loop, context, self._server_name, make()), self._host, self._port
         )
         try:
             await link.ready

@@ -30,6 +30,10 @@ _USUAL_TYPES = _TYPES | {b"text/event-stream; charset=utf-8"}
 
 Header = tuple[bytes, bytes]
 
+# How a prompt that does not fit is told by llama-server, in `type`, and by vLLM, in words alone.
+_LLAMA_SERVER_TOO_LONG = "exceed_context_size_error"
+_TOO_LONG = "maximum context length"
+
 _PATHS = {Operation.CHAT: "/v1/chat/completions", Operation.COMPLETION: "/v1/completions"}
 
 # RFC 9110 section 7.6.1: they are about one connection, not about the message.
@@ -45,10 +49,12 @@ _NOT_FORWARDED = _HOP_BY_HOP.union(
 
 
 class OpenAIBackend:
-    """The calling side of one endpoint. `name` is its configured name; `client` belongs to whoever made it."""
+    """The calling side of one endpoint. `name` is its configured name; `client` belongs to whoever made it.
+    `credentials` are the headers that let us in; they may be replaced at any time."""
 
-    def __init__(self, name: str, client: HttpClient, *, state: Callable[[], BackendState]) -> None:
+    def __init__(self, name: str, client: HttpClient, state: Callable[[], BackendState]) -> None:
         self.name = name
+        self.credentials: tuple[Header, ...] = ()
         self._client = client
         self._state = state
 
@@ -59,7 +65,11 @@ class OpenAIBackend:
 
     async def send(self, request: InferenceRequest) -> BackendResponse:
         """As the protocol says; `chunks` may raise BackendProtocolError and BackendTimeout."""
-        headers = [(b"content-type", b"application/json"), (b"x-request-id", request.request_id.encode())]
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"x-request-id", request.request_id.encode()),
+            *self.credentials,
+        ]
         if request.headers:
             headers += _end_to_end(request.headers)
         try:
@@ -105,14 +115,16 @@ def _check(content_type: bytes, content_encoding: bytes | None) -> None:
 def _error(status: int, retry_after: bytes, body: bytes) -> BackendError:
     detail = _detail(body)
     message = _text(detail.get("message")) or f"The engine answered with status {status}."
-    code = detail.get("code")
-    if status == 503 and code == "model_loading":
+    code, kind_of_error = detail.get("code"), detail.get("type")
+    # llama-server says it without a code of OpenAI's kind.
+    if status == 503 and (code == "model_loading" or message == "Loading model"):
         return BackendLoading(message, progress=_progress(detail))
     if status in (429, 503):
         return BackendOverloaded(message, retry_after_seconds=_seconds(retry_after))
     # Neither is about the client's request: the endpoint wants a key that we do not have.
     if 400 <= status < 500 and status not in (401, 403):
-        kind = ContextLengthExceeded if code == "context_length_exceeded" else InvalidRequest
+        too_long = code == "context_length_exceeded" or kind_of_error == _LLAMA_SERVER_TOO_LONG or _TOO_LONG in message
+        kind = ContextLengthExceeded if too_long else InvalidRequest
         return kind(message, param=_text(detail.get("param")) or None)
     return BackendProtocolError(f"It answered with status {status}: {message}")
 

@@ -1,40 +1,142 @@
-"""RemoteBackend: a model served by an OpenAI endpoint that somebody else runs, behind the Backend seam.
+"""RemoteBackend: a model served by an endpoint that somebody else runs, behind the Backend seam.
 
-Neighbours: openai.py (calls it), http.py (the connections), factory.py (builds this from settings).
+Neighbours: access.py (where it is), openai.py (the calls), inquiry.py (is it well), factory.py (builds this).
 """
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import NamedTuple
 
+from backends.access import Access, Header, Unusable
 from backends.base import BackendResponse, BackendState, InferenceRequest
+from backends.errors import BackendUnavailable
 from backends.http import HttpClient
+from backends.inquiry import Health, Inquiry
 from backends.openai import OpenAIBackend
+
+logger = logging.getLogger(__name__)
+
+
+class Dialect(NamedTuple):
+    """How to talk to one kind of endpoint: `calls` makes the calling side, `look` asks how it is."""
+
+    calls: Callable[[HttpClient, Callable[[], BackendState]], OpenAIBackend]
+    look: Callable[[Inquiry], Awaitable[Health]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rhythm:
+    """How often an endpoint is looked at, in seconds: while it is well, and at first while it is not (then doubling up
+    to `steady`). Each pause is up to a fifth shorter or longer, so that gateways do not ask in step. Whatever calls
+    meet, there is `least` between two looks."""
+
+    steady_seconds: float = 5.0
+    trouble_seconds: float = 0.5
+    least_seconds: float = 0.1
 
 
 class RemoteBackend:
-    """The calls to the endpoint at `address` (`http://host:port`), whose connections it owns. `name` is the kind of
-    engine there. READY from start to stop: only a call tells whether the endpoint lives."""
+    """The calls to one endpoint, whose connections it owns. `name` is the kind of engine there, `address` where it is.
 
-    def __init__(self, name: str, address: str) -> None:
+    From start to stop it is looked at: STARTING until the first look and while its model loads, then READY or FAILED,
+    `failure` being why. `inquiry` asks it anything else."""
+
+    def __init__(self, name: str, access: Access, dialect: Dialect, rhythm: Rhythm | None = None) -> None:
         self.name = name
-        self.address = address
+        self.address = access.address
         self.state = BackendState.STOPPED
+        self.failure = ""
+        self._access = access
+        self._dialect = dialect
+        self._rhythm = rhythm or Rhythm()
         # No deadlines down here: how long an answer may take is for the caller to say, who knows the client.
-        self._client = HttpClient(address, response_timeout_seconds=inf, idle_timeout_seconds=inf)
-        self._calls = OpenAIBackend(name, self._client, state=lambda: self.state)
+        self._client = access.client(response_timeout_seconds=inf, idle_timeout_seconds=inf)
+        self._calls = dialect.calls(self._client, lambda: self.state)
+        self.inquiry = Inquiry(access.client(max_connections=2))
+        # From start to stop:
+        self._task: asyncio.Task[None] | None = None
+        self._doubt = asyncio.Event()
+        self._suspected = False
+        self._complaint = ""
+        self._show_credentials()
 
-    def send(self, request: InferenceRequest) -> Coroutine[Any, Any, BackendResponse]:
-        """As the protocol says; after `stop` it raises BackendUnavailable."""
-        return self._calls.send(request)
+    async def send(self, request: InferenceRequest) -> BackendResponse:
+        """As the protocol says. Where the last look failed nothing is sent: BackendUnavailable with the cause."""
+        if self.state is BackendState.FAILED:
+            raise BackendUnavailable(f"{self.address} is not available: {self.failure}.", backend=self.name)
+        try:
+            return await self._calls.send(request)
+        except BackendUnavailable:
+            self._doubt.set()
+            raise
 
     async def start(self) -> None:
-        """Calls may come; nothing is sent yet."""
-        self.state = BackendState.READY
+        """Begins to look at it; returns at once. Calls may come already. Idempotent."""
+        if self._task is None:
+            self.state = BackendState.STARTING
+            self._task = asyncio.create_task(self._watch(), name=f"watch {self.address}")
 
     async def stop(self) -> None:
         """Ends every call that is still running, for good. Idempotent."""
         self.state = BackendState.STOPPED
+        self.failure = ""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
         await self._client.aclose()
+        await self.inquiry.aclose()
+
+    async def _watch(self) -> None:
+        pause_seconds = self._rhythm.trouble_seconds
+        while True:
+            self._refresh()
+            self._believe(await self._dialect.look(self.inquiry))
+            if self.state is BackendState.READY and not self._suspected:
+                pause_seconds = self._rhythm.trouble_seconds
+                await self._rest(self._rhythm.steady_seconds)
+            else:
+                await self._rest(pause_seconds)
+                pause_seconds = min(2 * pause_seconds, self._rhythm.steady_seconds)
+
+    async def _rest(self, seconds: float) -> None:
+        """Until the next look is due, or a call found nobody."""
+        await asyncio.sleep(min(self._rhythm.least_seconds, seconds))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds * random.uniform(0.8, 1.2)):  # noqa: S311 - to be out of step
+                await self._doubt.wait()
+        self._doubt.clear()
+
+    def _believe(self, health: Health) -> None:
+        # One slow answer of a busy engine takes nothing away from it; the second does.
+        doubtful = health.state is BackendState.FAILED and not health.certain and self.state is BackendState.READY
+        self._suspected = doubtful and not self._suspected
+        if self._suspected:
+            return
+        if (health.state, health.failure) == (self.state, self.failure):
+            return
+        if health.state is BackendState.FAILED:
+            logger.warning("%s at %s is not available: %s", self.name, self.address, health.failure)
+        elif self.state is BackendState.FAILED:
+            logger.info("%s at %s is %s again", self.name, self.address, health.state)
+        self.state, self.failure = health.state, health.failure
+
+    def _refresh(self) -> None:
+        try:
+            self._access.refresh()
+            self._complaint = ""
+        except Unusable as error:
+            if str(error) != self._complaint:
+                logger.warning("%s at %s: %s; the one read before stays in use", self.name, self.address, error)
+            self._complaint = str(error)
+        self._show_credentials()
+
+    def _show_credentials(self) -> None:
+        credentials: tuple[Header, ...] = self._access.key.headers()
+        self._calls.credentials = self.inquiry.headers = credentials

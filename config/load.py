@@ -7,7 +7,7 @@ from). A configuration is used as a whole or not at all: one ConfigError lists e
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,7 @@ def load(
 ) -> Loaded:
     """Reads, layers and validates. Without `file` the variable UPSHIFT_CONFIG names one; without both there is none.
 
-    Raises ConfigError. Relative paths of the file (`gguf.source`, `vllm.python`, `auth.keys_file`, `tls`'s) start at
-    its folder.
+    Raises ConfigError. Relative paths of the file (_PATHS) start at its folder.
     """
     environ = os.environ if environ is None else environ
     if file is None and environ.get("UPSHIFT_CONFIG"):
@@ -88,30 +87,22 @@ def read_text(file: Path) -> str:
 
 
 def _anchor_paths(data: dict[str, Any], folder: Path) -> None:
-    auth = data.get("auth")
-    if isinstance(auth, dict) and isinstance(auth.get("keys_file"), str) and auth["keys_file"]:
-        auth["keys_file"] = absolute_path(auth["keys_file"], folder)
-    tls = data.get("tls")
-    if isinstance(tls, dict):
-        for name in ("certificate", "key", "client_ca"):
-            if isinstance(tls.get(name), str) and tls[name]:
-                tls[name] = absolute_path(tls[name], folder)
-    models = data.get("models")
-    for model in models if isinstance(models, list) else []:
-        if isinstance(model, dict):
-            _anchor_model(model, folder)
+    for place, made in _PATHS.items():
+        _anchor(data, place, made, folder)
 
 
-def _anchor_model(model: dict[str, Any], folder: Path) -> None:
-    gguf, vllm = model.get("gguf"), model.get("vllm")
-    if isinstance(gguf, dict) and isinstance(gguf.get("source"), str) and gguf["source"]:
-        gguf["source"] = source_path(gguf["source"], folder)
-    if isinstance(vllm, dict):
-        source, python = vllm.get("source"), vllm.get("python")
-        if isinstance(source, str) and source:
-            vllm["source"] = repository_or_path(source, folder)
-        if isinstance(python, str) and python:
-            vllm["python"] = absolute_path(python, folder)
+def _anchor(data: Any, place: Place, made: Callable[[str, Path], str], folder: Path) -> None:
+    """Puts what `made` makes of the path at `place` there, if there is one."""
+    step, *rest = place
+    if step == "*":
+        for element in data if isinstance(data, list) else ():
+            _anchor(element, tuple(rest), made, folder)
+    elif isinstance(data, dict) and step in data:
+        value = data[str(step)]
+        if rest:
+            _anchor(value, tuple(rest), made, folder)
+        elif isinstance(value, str) and value:
+            data[str(step)] = made(value, folder)
 
 
 def source_path(source: str, folder: Path) -> str:
@@ -131,6 +122,23 @@ def repository_or_path(source: str, folder: Path) -> str:
 def absolute_path(path: str, folder: Path) -> str:
     """`path` with `~` expanded and, where it is relative, starting at `folder`."""
     return os.path.normpath(folder.absolute() / Path(os.path.expanduser(path)))
+
+
+# Where the file names other files; * is every entry of a list.
+_PATHS: Mapping[Place, Callable[[str, Path], str]] = {
+    ("auth", "keys_file"): absolute_path,
+    ("tls", "certificate"): absolute_path,
+    ("tls", "key"): absolute_path,
+    ("tls", "client_ca"): absolute_path,
+    ("models", "*", "gguf", "source"): source_path,
+    ("models", "*", "vllm", "source"): repository_or_path,
+    ("models", "*", "vllm", "python"): absolute_path,
+    **{
+        ("models", "*", kind, *rest): absolute_path
+        for kind in ("gguf", "vllm")
+        for rest in (("api_key_file",), ("tls", "ca_file"), ("tls", "certificate"), ("tls", "key"))
+    },
+}
 
 
 def _put(data: dict[str, Any], place: Place, value: Any) -> None:

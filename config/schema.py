@@ -12,12 +12,13 @@ from pydantic_core import PydanticCustomError
 
 from config.edge import AdminSettings, TlsSettings
 from config.limits import LimitsSettings
+from config.remote import RemoteSettings
 from config.routing import ModelRoutingSettings, RoutingSettings
 from config.tree import DEMO_SOURCE, Endpoint, HostName, ModelName, Network, Profile, SourcePath, Tree
 from config.vllm import VllmSettings
 
 
-class GgufSettings(Tree):
+class GgufSettings(RemoteSettings):
     """A model served by a GGUF engine: ours on a file (`source`), or one that runs elsewhere (`openai`)."""
 
     source: SourcePath | None = None
@@ -40,6 +41,7 @@ class GgufSettings(Tree):
         if self.openai is not None and (self.parallel, self.threads) != ("auto", "auto"):
             text = "parallel and threads belong to source; the endpoint at openai has settings of its own"
             raise PydanticCustomError("not_our_engine", text)
+        self.check_remote(() if self.openai is None else (self.openai,))
         return self
 
 

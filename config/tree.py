@@ -23,7 +23,7 @@ HostName = Annotated[str, StringConstraints(min_length=1, max_length=253, patter
 Profile = Literal["dev", "prod", "auto"]
 SourcePath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$", strict=True)]
 
-_ENDPOINT = re.compile(r"(http://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?)(?:/v1)?/?")
+_ENDPOINT = re.compile(r"(https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?)(?:/v1)?/?")
 
 
 def _endpoint(value: str) -> str:
@@ -33,10 +33,10 @@ def _endpoint(value: str) -> str:
             return found[1]
     except ValueError:  # a port over 65535, or no IPv6 address between the brackets
         pass
-    raise PydanticCustomError("endpoint", "should be http://host:port, with or without /v1 behind it")
+    raise PydanticCustomError("endpoint", "should be http[s]://host:port, with or without /v1 behind it")
 
 
-# As `http://host:port`: the /v1 that base URLs end with is cut off.
+# As `http[s]://host:port`: the /v1 that base URLs end with is cut off.
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from config.tree import Endpoint, SourcePath, Tree
+from config.remote import RemoteSettings
+from config.tree import Endpoint, SourcePath
 
 _Word = Annotated[str, StringConstraints(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", strict=True)]
 _Parallel = Annotated[int, Field(strict=True, ge=1, le=1024)]
@@ -43,10 +44,10 @@ TAKEN_ARGS = {
 
 
 # What can be said of replicas that run elsewhere.
-_REMOTE = frozenset({"urls", "source"})
+_REMOTE = frozenset({"urls", "source", *RemoteSettings.model_fields})
 
 
-class VllmSettings(Tree):
+class VllmSettings(RemoteSettings):
     """A model served by vLLM: one that is launched here (`source`), or replicas that run elsewhere (`urls`)."""
 
     urls: tuple[Endpoint, ...] | None = Field(default=None, min_length=1, max_length=256)
@@ -125,6 +126,7 @@ class VllmSettings(Tree):
         if self.urls is not None and ours:
             text = "{names}: only with source; the servers at urls have settings of their own"
             raise PydanticCustomError("not_our_engine", text, {"names": ", ".join(ours)})
+        self.check_remote(self.urls or ())
         if self.python is not None and self.command is not None:
             raise PydanticCustomError("one_command", "should have python or command, not both")
         if self.memory_share is not None and self.kv_cache_bytes is not None:

@@ -70,7 +70,7 @@ class Gateway:
     async def start(self) -> None:
         """Brings every engine up in the background."""
         self._follow_keys()
-        await _start(self.served.members)
+        await self._start(self.served.members)
 
     async def stop(self) -> None:
         """Ends every engine and what still runs on it."""
@@ -78,7 +78,7 @@ class Gateway:
         for task in beside:
             task.cancel()
         members = (*self.served.members, *self._leaving)
-        stops = (upstream.backend.stop() for member in members for upstream in member.upstreams)
+        stops = (member.membership.stop() for member in members)
         await asyncio.gather(*beside, *self._ending, *stops, return_exceptions=True)
         self.access_log.flush()
 
@@ -107,7 +107,11 @@ class Gateway:
         self._leaving = {member: asyncio.create_task(self._leave(member)) for member in leaving}
         if settings.auth != before_auth:
             self._follow_keys()
-        await _start([member for member in served.members if member not in before])
+        await self._start([member for member in served.members if member not in before])
+
+    async def _start(self, members: Iterable[Member]) -> None:
+        for member in members:
+            await member.membership.start(self._metrics.series(member.model, member.kind).engine)
 
     def _follow_keys(self) -> None:
         if self._following is not None:
@@ -148,7 +152,7 @@ class Gateway:
         task = self._leaving.pop(member)
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
-        await asyncio.gather(*(upstream.backend.stop() for upstream in member.upstreams))
+        await member.membership.stop()
 
 
 def report_end(task: asyncio.Task[None]) -> None:
@@ -165,12 +169,6 @@ async def _until(condition: Callable[[], bool]) -> None:
     """Polls: engines and requests have a state, and tell nobody of its changes."""
     while not condition():  # noqa: ASYNC110 - as said
         await asyncio.sleep(LEAVING_SECONDS)
-
-
-async def _start(members: Iterable[Member]) -> None:
-    for member in members:
-        for upstream in member.upstreams:
-            await upstream.backend.start()
 
 
 def _plans(settings: Settings) -> dict[str, Plan]:

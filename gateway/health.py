@@ -60,7 +60,7 @@ def _describe(model: str, upstream: Upstream) -> dict[str, Any]:
     backend = upstream.backend
     about: dict[str, Any] = {"model": model, "backend": backend.name, "state": str(backend.state)}
     about["in_flight"] = upstream.in_flight
-    # Engines launched here know how far they have loaded and why they could not; remote ones will not.
+    # Engines launched here know how far they have loaded; remote ones only why they cannot be used.
     if backend.state is BackendState.STARTING:
         about["progress"] = round(float(getattr(backend, "progress", 0.0)), 3)
     failure = getattr(backend, "failure", "")
@@ -99,7 +99,11 @@ async def announce(readiness: Readiness, interval_seconds: float = 0.1) -> None:
     waiting = {upstream: monotonic() for _, upstream in readiness.upstreams}
     ready: set[Upstream] = set()
     while True:
-        for model, upstream in readiness.upstreams:
+        upstreams = readiness.upstreams
+        present = {upstream for _, upstream in upstreams}
+        ready &= present
+        waiting = {upstream: since for upstream, since in waiting.items() if upstream in present}
+        for model, upstream in upstreams:
             if upstream.backend.state is not BackendState.READY:
                 ready.discard(upstream)
                 waiting.setdefault(upstream, monotonic())

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from backends.base import BackendState, Operation, Usage
+from backends.base import Operation, Usage
+from backends.load import EngineCounts
+from gateway.live import counted_families, live_families
 from routing.upstream import Upstream
 
 UNKNOWN_MODEL = "unknown"
@@ -101,6 +103,7 @@ class Series:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    engine: EngineCounts = field(default_factory=EngineCounts)
 
     def count(self, operation: Operation, status: int, duration_seconds: float) -> None:
         """One finished request, however it ended."""
@@ -187,13 +190,8 @@ class GatewayCollector(Collector):
         yield limited
 
     def _live(self) -> Iterator[Metric]:
-        in_flight = GaugeMetricFamily("upshift_in_flight", "Requests dispatched and not yet released.", labels=_PAIR)
-        up = GaugeMetricFamily("upshift_backend_up", "1 while the backend is ready for requests.", labels=_PAIR)
-        for model, upstream in self._upstreams():
-            pair = [model, upstream.backend.name]
-            in_flight.add_metric(pair, upstream.in_flight)
-            up.add_metric(pair, float(upstream.backend.state is BackendState.READY))
-        yield from (in_flight, up)
+        yield from live_families(self._upstreams())
+        yield from counted_families((pair, series.engine) for pair, series in self._metrics.items())
 
 
 _PAIR = ["model", "backend"]

@@ -14,6 +14,7 @@ from backends.base import Backend, BackendState
 from backends.selection import GGUF, VLLM, rank
 from config.schema import ModelSettings, Settings
 from routing.catalog import CatalogEntry, ModelCatalog
+from routing.membership import Membership
 from routing.pools import upstreams_of
 from routing.upstream import Upstream, UpstreamPool
 
@@ -22,10 +23,15 @@ MakeBackends = Callable[[ModelSettings], Sequence[Backend]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Member:
-    """An artifact and the upstreams that call it, at least one."""
+    """An artifact and what calls it, at least one upstream."""
 
     artifact: ModelSettings
-    upstreams: tuple[Upstream, ...]
+    membership: Membership
+
+    @property
+    def upstreams(self) -> tuple[Upstream, ...]:
+        """Those of now."""
+        return self.membership.upstreams
 
     @property
     def model(self) -> str:
@@ -84,4 +90,4 @@ def _member(artifact: ModelSettings, make_backends: MakeBackends, before: Iterab
     for member in before:
         if member.artifact == artifact:
             return member
-    return Member(artifact, upstreams_of(artifact, make_backends(artifact)))
+    return Member(artifact, Membership(artifact.name, upstreams_of(artifact, make_backends(artifact))))

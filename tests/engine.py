@@ -84,6 +84,6 @@ def is_alive(pid: int) -> bool:
     """Whether a process exists and is no zombie."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the second where it ends while we read
         return False
     return state != "Z" and os.path.exists(f"/proc/{pid}")

@@ -28,7 +28,7 @@ def config() -> None:
 @config.command()
 @click.argument("file", type=_FILE, required=False)
 def check(file: Path | None) -> None:
-    """Report everything wrong with FILE (default: UPSHIFT_CONFIG), its keys file, and whether its models exist."""
+    """Report everything wrong with FILE (default: UPSHIFT_CONFIG), the files it names, and whether its models exist."""
     from config.errors import ConfigError  # noqa: PLC0415 - help must not pay for pydantic
     from gateway.cli.settings import usable  # noqa: PLC0415
 

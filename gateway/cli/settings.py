@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from backends.access import check_access
 from backends.selection import select
 from config.errors import ConfigError, Problem
 from config.load import Loaded, Override, load
@@ -15,12 +16,13 @@ from gateway.cli import models
 
 
 def usable(file: Path | None, overrides: Sequence[Override] = ()) -> Loaded:
-    """`config.load.load` without what the profile leaves out, once the keys file, the models' files and who could reach
-    the listener have been looked at. Raises ConfigError."""
+    """`config.load.load` without what the profile leaves out, once the files that it names and who could reach the
+    listener have been looked at. Raises ConfigError."""
     loaded = load(file, overrides=overrides)
     source = str(loaded.file or "settings")
     settings = select(loaded.settings, source).settings
     check_keys(settings)
+    check_access(settings)
     problems = tuple(_problems(settings))
     if problems:
         raise ConfigError(source, problems)

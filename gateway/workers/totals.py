@@ -22,6 +22,14 @@ Family = list[Any]
 RULES: dict[str, Callable[[float, float], float]] = {
     # Every worker is told of the same engine; one that has not heard yet cannot use it.
     "upshift_backend_up": min,
+    # What engines say of themselves, or DNS of them, every worker hears; one that has not asked lately knows less.
+    "upshift_backend_replicas": max,
+    "upshift_engine_running": max,
+    "upshift_engine_waiting": max,
+    "upshift_engine_kv_cache_usage_ratio": max,
+    "upshift_engine_prefix_cache_queries": max,
+    "upshift_engine_prefix_cache_hits": max,
+    "upshift_engine_preemptions": max,
     "process_start_time_seconds": min,
 }
 _CUMULATIVE = ("counter", "histogram")

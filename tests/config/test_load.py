@@ -149,7 +149,7 @@ MODEL = "models:\n  - name: a\n    gguf: {source: demo}\n"
         ),
         (
             "models:\n  - name: a\n    gguf: {openai: x}",
-            "line 3: models[0].gguf.openai: should be http://host:port, with or without /v1 behind it",
+            "line 3: models[0].gguf.openai: should be http[s]://host:port, with or without /v1 behind it",
         ),
         (
             "models: [{name: a, gguf: {source: demo, parallel: many}}]",
@@ -285,3 +285,26 @@ def test_schema_describes_every_key() -> None:
         for name, field in tree["properties"].items():
             assert "description" in field or "$ref" in field, name
     assert "idle_timeout_seconds" in described
+
+
+def test_paths_of_endpoints_start_at_the_files_folder(tmp_path: Path) -> None:
+    access = "api_key_file: k, tls: {ca_file: ca.pem, certificate: ../c.pem}"
+    text = f"models: [{{name: m, vllm: {{urls: ['https://x'], {access}}}}}]"
+    vllm = load(written(tmp_path, text), environ={}).settings.models[0].vllm
+    assert vllm is not None
+    assert vllm.tls is not None
+    assert (vllm.api_key_file, vllm.tls.ca_file) == (str(tmp_path / "k"), str(tmp_path / "ca.pem"))
+    assert (vllm.tls.certificate, vllm.tls.key) == (str(tmp_path.parent / "c.pem"), None)
+
+
+def test_secret_from_the_environment_is_used_and_never_shown(tmp_path: Path) -> None:
+    text = 'models: [{name: m, vllm: {urls: ["https://x"], api_key: "${VLLM_KEY}"}}]'
+    loaded = load(written(tmp_path, text), environ={"VLLM_KEY": "sk-canary"})
+    vllm = loaded.settings.models[0].vllm
+    assert vllm is not None
+    assert vllm.api_key is not None
+    assert vllm.api_key.get_secret_value() == "sk-canary"
+    assert "canary" not in show(loaded) + repr(loaded)
+    found = problems(tmp_path, text.replace("x", "x:0"), VLLM_KEY="sk-canary of two")
+    assert len(found) == 2
+    assert "canary" not in "".join(found)

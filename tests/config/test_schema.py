@@ -64,6 +64,7 @@ def test_numbers_have_bounds_and_a_type(values: dict[str, object]) -> None:
         ("http://127.0.0.1:8080/v1", "http://127.0.0.1:8080"),
         ("http://llama-server.svc/v1/", "http://llama-server.svc"),
         ("http://[::1]:8080/", "http://[::1]:8080"),
+        ("https://gpu.example:8443/v1", "https://gpu.example:8443"),
     ],
 )
 def test_base_urls_of_endpoints_lose_their_path(url: str, expected: str) -> None:
@@ -75,7 +76,7 @@ def test_base_urls_of_endpoints_lose_their_path(url: str, expected: str) -> None
     [
         "",
         "127.0.0.1:8080",
-        "https://x",
+        "ftp://x",
         "http://x/v2",
         "http://u:p@x",
         "http://x:0",
@@ -85,7 +86,7 @@ def test_base_urls_of_endpoints_lose_their_path(url: str, expected: str) -> None
     ],
 )
 def test_other_urls_are_refused(url: str) -> None:
-    with pytest.raises(ValidationError, match="should be http://host:port"):
+    with pytest.raises(ValidationError, match=r"should be http\[s\]://host:port"):
         GgufSettings(openai=url)
 
 
@@ -96,6 +97,10 @@ def test_other_urls_are_refused(url: str) -> None:
         ({"source": "demo", "openai": "http://x"}, "either source"),
         ({"openai": "http://x", "parallel": 2}, "belong to source"),
         ({"openai": "http://x", "threads": 2}, "belong to source"),
+        ({"source": "demo", "api_key": "k"}, "for endpoints that run elsewhere"),
+        ({"openai": "http://x", "tls": {}}, "no URL that begins with https"),
+        ({"openai": "http://x", "api_key": "k", "api_key_file": "f"}, "either api_key or api_key_file"),
+        ({"openai": "https://x", "tls": {"key": "k.pem"}}, "a key and no certificate"),
     ],
     ids=str,
 )
@@ -134,3 +139,17 @@ def test_auth_is_keys_or_the_word_none() -> None:
 def test_routing_that_cannot_work_is_refused(routing: dict[str, object], text: str) -> None:
     with pytest.raises(ValidationError, match=text):
         Settings.model_validate({"routing": routing})
+
+
+@pytest.mark.parametrize(
+    "key", ["two words", "line\nbreak", "sch\u00fcssel", "x" * 4097], ids=["blank", "line", "umlaut", "long"]
+)
+def test_key_that_is_none_is_refused_without_being_quoted(key: str) -> None:
+    with pytest.raises(ValidationError, match="printable ASCII") as caught:
+        GgufSettings.model_validate({"openai": "http://x", "api_key": key})
+    assert key not in str([error["msg"] for error in caught.value.errors()])
+
+
+def test_key_is_shown_by_nothing_that_prints_settings() -> None:
+    settings = GgufSettings.model_validate({"openai": "http://x", "api_key": "sk-canary"})
+    assert "canary" not in f"{settings!r} {settings} {settings.model_dump(mode='json')} {settings.model_dump_json()}"

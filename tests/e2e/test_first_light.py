@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.e2e.gateway import running_gateway
+from tests.e2e.gateway import GatewayUnderTest, running_gateway
 from tests.engine import is_alive, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -77,7 +77,12 @@ def test_run_answers_one_question(tmp_path: Path) -> None:
 def test_the_example_configuration_serves(tmp_path: Path) -> None:
     config = (ROOT / "config" / "example.yaml").read_text(encoding="utf-8")
     with running_gateway(tmp_path, config) as gateway:
-        wait_for(gateway.ready)
+        # Its vLLM servers are somebody else's, and it says that they are not there.
+        wait_for(lambda: {"demo": "ready", "llama3-70b": "failed"}.items() <= states(gateway).items())
+
+
+def states(gateway: GatewayUnderTest) -> dict[str, str]:
+    return {model["model"]: model["state"] for model in gateway.http.get("/readyz").json()["models"]}
 
 
 def test_serve_with_a_named_model(tmp_path: Path, tiny_model: Path) -> None:
