@@ -5,7 +5,7 @@ PROMPT ?= What is continuous batching?
 BIN := .venv/bin
 TRAINER := $(HOME)/.cache/upshift/demo-trainer
 
-.PHONY: setup run test check format bench bench-hot bench-engine soak lock demo-model clean
+.PHONY: setup run llama-server test check format bench bench-hot bench-engine soak lock demo-model clean
 
 setup:
 	@$(PYTHON) deploy/setup_env.py
@@ -41,6 +41,10 @@ bench-hot: setup
 # Our engine, llama-server and llama_cpp.server side by side; builds llama-server once.
 bench-engine: setup
 	@$(BIN)/python -m tests.benchmarks.bench_engine $(ARGS)
+
+# Builds llama-server once per machine, 5 to 15 minutes: the backend contract is then held to it as well.
+llama-server: setup
+	@$(BIN)/python -m tests.benchmarks.bench_engine_build
 
 # 5,000 mixed requests, a fifth of them left by their client.
 soak: setup

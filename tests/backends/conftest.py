@@ -12,6 +12,7 @@ import pytest
 import uvloop
 
 from backends.process import EngineProcess
+from tests.backends.contract import running_gguf, running_llama_server
 from tests.backends.supervised import (
     TIMING,
     Make,
@@ -28,6 +29,20 @@ def pytest_asyncio_loop_factories(
     if marker is not None and "loop_factories" in marker.kwargs:
         factories["uvloop"] = uvloop.new_event_loop
     return factories
+
+
+@pytest.fixture(scope="session")
+def gguf_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Our engine with the demo model, for contract.py."""
+    with running_gguf(tmp_path_factory.mktemp("gguf")) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="session")
+def llama_server_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """llama-server with the demo model, for contract.py."""
+    with running_llama_server(tmp_path_factory.mktemp("llama-server")) as (address, _):
+        yield address
 
 
 @pytest.fixture

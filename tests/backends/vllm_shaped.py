@@ -155,6 +155,8 @@ class Replica:
             return _error(status, "as the test wants it", headers=headers)
         if body.get("model") not in self.models:
             return _error(404, f"The model `{body.get('model')}` does not exist.", param="model")
+        if not isinstance(body.get("messages", []), list):
+            return _error(400, "Input should be a valid list", param="messages")
         if not isinstance(body.get("temperature", 1.0), int | float):
             return _error(400, "Input should be a valid number", param="temperature")
         asked = _words(body) + body.get("max_tokens", 4)

@@ -54,8 +54,7 @@ _PEER_REQUIREMENTS = (
 
 def llama_server() -> Path:
     """The binary; its libraries lie beside it. Exits with the log's name where the build fails."""
-    options = [*_CMAKE_OPTIONS, *shlex.split(os.environ.get("CMAKE_ARGS", ""))]
-    folder = CACHE / f"llama-server-{_key(_ENGINE_LOCK.read_text(), *options, _processor())}"
+    options, folder = _llama_server_options(), _llama_server_folder()
     binary = folder / "llama-server"
     if binary.exists():
         return binary
@@ -77,6 +76,21 @@ def llama_server() -> Path:
     (build / "bin").rename(folder)
     shutil.rmtree(partial)
     return binary
+
+
+def kept_llama_server() -> Path | None:
+    """The binary where it has been built before, or the one that UPSHIFT_TEST_LLAMA_SERVER names."""
+    named = os.environ.get("UPSHIFT_TEST_LLAMA_SERVER")
+    binary = Path(named) if named else _llama_server_folder() / "llama-server"
+    return binary if binary.exists() else None
+
+
+def _llama_server_options() -> list[str]:
+    return [*_CMAKE_OPTIONS, *shlex.split(os.environ.get("CMAKE_ARGS", ""))]
+
+
+def _llama_server_folder() -> Path:
+    return CACHE / f"llama-server-{_key(_ENGINE_LOCK.read_text(), *_llama_server_options(), _processor())}"
 
 
 def _unpack_source(folder: Path) -> Path:
@@ -150,3 +164,7 @@ def _run_shown(command: list[str], log_file: object, environment: dict[str, str]
 
 def _say(text: str) -> None:
     print(f"bench-engine: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    print(llama_server())
