@@ -1,7 +1,7 @@
 """How much memory an engine needs for a model, and what would make it fit. Pure: sizes in, sizes and advice out.
 
-Neighbours: shape.py (the model's sizes), selection.py (asks). The constants were measured on the engines that are
-pinned here; docs/hardware.md has the formulae and how far off they are.
+Here what all engines have in common, and the GGUF engine. Neighbours: shape.py (the model's sizes), vllm/fit.py (the
+other engine), selection.py (asks). The constants were measured; docs/hardware.md has the formulae and their errors.
 """
 
 from __future__ import annotations
@@ -21,12 +21,6 @@ _GGUF_BATCH_TOKENS = 512
 _GGUF_PROCESS_BYTES = 70 * MIB  # Python, uvicorn, libllama
 _GGUF_TOKEN_BYTES = 350  # of each token of the vocabulary: its text, here and in llama.cpp
 _CELLS = 256  # llama.cpp rounds a slot up to a multiple of it
-
-# vLLM (docs/hardware.md): what a worker takes beside weights and KV cache, on a GPU and on the CPU.
-_VLLM_GPU_BYTES = 1434 * MIB  # CUDA's context, graphs, libraries
-_VLLM_PARALLEL_BYTES = 512 * MIB  # NCCL's and the all-reduce's buffers
-_VLLM_CPU_BYTES = 2 * GIB
-VLLM_SHARE = 0.92
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,36 +111,6 @@ def _gguf_changes(shape: ModelShape, fit: Fit) -> Iterator[str]:
         yield f"a smaller quantization than {shape.weights}: at most {gib(rest)} of weights"
     if not slots and not cells and rest <= 0:
         yield "a smaller model"
-
-
-def vllm_needs(shape: ModelShape, context_tokens: int, sequences: int, gpus: int, total_bytes: int = 0) -> Needs:
-    """Of each of `gpus` that vLLM splits a model over, of `total_bytes` each; of the machine with 0 GPUs.
-
-    `sequences` conversations of `context_tokens` are kept. KV heads are cut no finer than one for each GPU; a window's
-    layers keep the window alone (V1 KV cache manager).
-    """
-    parts = max(gpus, 1)
-    kv_bytes = sum(
-        shape.element_bytes
-        * layer.kv_elements
-        // min(parts, layer.kv_heads)
-        * min(context_tokens, layer.window or context_tokens)
-        + 4 * layer.state_elements // parts
-        for layer in shape.layers
-    )
-    tokens, rows = _vllm_batch(gpus, total_bytes)
-    scratch = 2 * tokens * (2 * shape.feed_forward // parts + 4 * shape.width) + 8 * rows * shape.vocabulary
-    process = _VLLM_GPU_BYTES + (_VLLM_PARALLEL_BYTES if gpus > 1 else 0) if gpus else _VLLM_CPU_BYTES
-    return Needs(shape.weight_bytes // parts, sequences * kv_bytes, scratch, process)
-
-
-def _vllm_batch(gpus: int, total_bytes: int) -> tuple[int, int]:
-    """(tokens of a step, sequences): vLLM's defaults by the size of the GPU (arg_utils.py)."""
-    if gpus and total_bytes >= 160 * GIB:
-        return 16384, 1024
-    if gpus and total_bytes >= 70 * GIB:
-        return 8192, 1024
-    return 2048, 256 if gpus else 128
 
 
 def most(fits: Callable[[int], bool], bound: int) -> int:

@@ -66,8 +66,9 @@ class VllmSettings(RemoteSettings):
     environment: dict[_VariableName, str] = Field(default={}, max_length=64)
     """Environment variables of the engine, besides our own: `{CUDA_VISIBLE_DEVICES: "0,1"}`."""
 
-    tensor_parallel: _Parallel = 1
-    """GPUs that each layer is split over."""
+    tensor_parallel: _Parallel | Literal["auto"] = "auto"
+    """GPUs that each layer is split over. `auto`: the fewest on which the model fits with room to batch, 1
+    where nobody can tell."""
 
     pipeline_parallel: _Parallel = 1
     """Groups of GPUs that the layers are dealt out to."""

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from backends.hardware import detect
+from backends.hardware import detect_host
 from backends.launch import EnginePlan
 from backends.selection import VLLM
 from backends.vllm import guard
 from backends.vllm.demo import demo_folder
 from backends.vllm.environment import default_folder, default_interpreter, installed
+from backends.vllm.fit import MOST_CPU_CACHE_BYTES
 from config.schema import ModelSettings
 from config.tree import DEMO_SOURCE
 from config.vllm import VllmSettings
@@ -24,7 +25,6 @@ from config.vllm import VllmSettings
 # The gateway has drained before it stops an engine; whatever is still being computed then gets this long.
 SHUTDOWN_SECONDS = 5
 _MODULE = "vllm.entrypoints.openai.api_server"
-_MOST_CPU_CACHE_BYTES = 4 << 30
 
 
 def engine_plan(model: ModelSettings, settings: VllmSettings) -> EnginePlan:
@@ -76,7 +76,7 @@ def _fixed() -> Iterator[str]:
 
 def _options(settings: VllmSettings) -> Iterator[str]:
     for name, count in (
-        ("tensor", settings.tensor_parallel),
+        ("tensor", 1 if settings.tensor_parallel == "auto" else settings.tensor_parallel),
         ("pipeline", settings.pipeline_parallel),
         ("data", settings.data_parallel),
     ):
@@ -103,7 +103,7 @@ def _kv_cache_bytes(settings: VllmSettings) -> int | None:
     """On a CPU vLLM would take nearly all memory there is, and fail where somebody else uses some of it."""
     if settings.kv_cache_bytes is not None or settings.memory_share is not None or not _on_cpu(settings):
         return settings.kv_cache_bytes
-    return min(detect().available_ram_bytes // 4, _MOST_CPU_CACHE_BYTES)
+    return min(detect_host().available_ram_bytes // 4, MOST_CPU_CACHE_BYTES)
 
 
 def _on_cpu(settings: VllmSettings) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ def serve(  # noqa: PLR0917 - click gives them by name
     upshift serve --config upshift.yaml --profile prod
     upshift serve --host 0.0.0.0 --auth keys.yaml
     """
+    from backends.hardware import detect  # noqa: PLC0415
     from config.errors import ConfigError  # noqa: PLC0415 - help must not pay for pydantic, uvicorn and FastAPI
     from gateway.bind import ListenError  # noqa: PLC0415
     from gateway.cli.settings import usable  # noqa: PLC0415
@@ -52,8 +54,11 @@ def serve(  # noqa: PLR0917 - click gives them by name
 
     overrides = _overrides(chosen, profile, host, port, workers, auth)
 
+    # Once: what a reload finds must not depend on what the engines that run meanwhile have taken.
+    machine = functools.cache(detect)
+
     def read() -> Loaded:
-        return usable(file, overrides)
+        return usable(file, overrides, machine)
 
     try:
         return run_gateway(Source(read, read()))

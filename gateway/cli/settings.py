@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import click
+
 from backends.access import check_access
-from backends.selection import select
+from backends.hardware import Hardware, detect
+from backends.selection import VLLM, Selection, select
+from backends.survey import survey
 from config.errors import ConfigError, Problem
 from config.load import Loaded, Override, load
 from config.schema import Settings
+from config.tree import Profile
 from gateway.auth import check_exposure, check_keys
 from gateway.cli import models
 
 
-def usable(file: Path | None, overrides: Sequence[Override] = ()) -> Loaded:
-    """`config.load.load` without what the profile leaves out, once the files that it names and who could reach the
-    listener have been looked at. Raises ConfigError."""
+def usable(file: Path | None, overrides: Sequence[Override] = (), machine: Callable[[], Hardware] = detect) -> Loaded:
+    """`config.load.load` without what the profile leaves out on `machine`, once the files that it names and who could
+    reach the listener have been looked at. What the machine takes away is told. Raises ConfigError."""
     loaded = load(file, overrides=overrides)
     source = str(loaded.file or "settings")
-    settings = select(loaded.settings, source).settings
+    selection = select(loaded.settings, source, survey(loaded.settings, machine))
+    for text in notes(selection, loaded.settings.profile):
+        click.echo(f"upshift: {text}", err=True)
+    settings = selection.settings
     check_keys(settings)
     check_access(settings)
     problems = tuple(_problems(settings))
     if problems:
         raise ConfigError(source, problems)
     return replace(loaded, settings=settings)
+
+
+def notes(selection: Selection, profile: Profile) -> Iterator[str]:
+    """What somebody who configured vLLM has to know of it: it is not served here, or will hardly start."""
+    for model, choices in selection.choices.items():
+        for choice in choices:
+            if choice.kind == VLLM and not choice.served and profile != "dev":
+                yield f"model {model}: vLLM ({choice.place}) is not served: {choice.reason}"
+            elif choice.kind == VLLM and choice.doubt:
+                yield f"model {model}: vLLM ({choice.place}): {choice.doubt}"
 
 
 def _problems(settings: Settings) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.fit import GIB, MIB, Fit, gguf_fit, gguf_needs, gguf_parallel, gib, most, vllm_needs
+from backends.fit import GIB, MIB, Fit, gguf_fit, gguf_needs, gguf_parallel, gib, most
 from backends.gguf.demo import DEMO_MODEL_PATH
 from backends.gguf.shape import read_shape
 from backends.shape import Layer, ModelShape
@@ -85,25 +85,6 @@ def test_weights_that_do_not_fit_want_a_smaller_quantization() -> None:
         "a smaller quantization than Q4_K: at most 3.5 GiB of weights",
     )
     assert gguf_fit(LLAMA_8B, 200 * MIB, 2048, None).changes == ("a smaller model",)
-
-
-def test_tensor_parallel_divides_weights_and_heads() -> None:
-    model = replace(LLAMA_8B, weights="BF16", weight_bytes=16 * GIB)
-    one, four, sixteen = (vllm_needs(model, 8192, 1, gpus, 80 * GIB) for gpus in (1, 4, 16))
-    assert (one.weight_bytes, four.weight_bytes) == (16 * GIB, 4 * GIB)
-    assert one.kv_bytes == GIB
-    assert four.kv_bytes == GIB // 4
-    assert sixteen.kv_bytes == GIB // 8  # eight KV heads are on sixteen GPUs twice
-    # What is known of activations and graphs at vLLM's defaults.
-    assert 1.5 * GIB < one.scratch_bytes + one.process_bytes < 3.5 * GIB
-
-
-def test_latent_attention_is_kept_by_every_gpu_and_windows_no_longer_than_they_are() -> None:
-    mla = replace(LLAMA_8B, layers=(Layer(kv_elements=576),) * 61)
-    assert vllm_needs(mla, 1000, 1, 8).kv_bytes == 61 * 576 * 2 * 1000
-    windows = (Layer(1024, 4, window=512), Layer(1024, 4), Layer(state_elements=100))
-    kept = vllm_needs(replace(LLAMA_8B, layers=windows), 4096, 3, 1).kv_bytes
-    assert kept == 3 * (2 * 1024 * (512 + 4096) + 400)
 
 
 @given(limit=st.integers(0, 1000), bound=st.integers(0, 1000))

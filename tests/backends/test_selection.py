@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from backends.selection import Choice, choose, rank, select
+from backends.hardware import Hardware, from_json
+from backends.selection import Choice, Surroundings, choose, rank, select
+from backends.shape import ModelShape
+from backends.survey import full_survey, survey
 from config.errors import ConfigError
 from config.schema import GgufSettings, ModelSettings, Settings
 from config.tree import Profile
 from config.vllm import VllmSettings
+from tests.backends.vllm.test_fit import LLAMA_8B, LLAMA_70B
 
 LOCAL = GgufSettings(source="/models/m.gguf")
 REMOTE = VllmSettings(urls=("http://gpu-0:8000", "http://gpu-1:8000"))
@@ -61,3 +67,91 @@ def test_every_model_with_nothing_left_is_told_with_what_to_do() -> None:
 def test_engines_of_other_names_keep_their_order() -> None:
     assert [rank(kind, "prod") for kind in ("vllm", "fake", "gguf")] == [0, 0, 1]
     assert [rank(kind, "auto") for kind in ("vllm", "fake", "gguf")] == [1, 0, 0]
+
+
+MACHINES = {file.stem: from_json(file.read_text()) for file in (Path(__file__).parent / "hardware").glob("*.json")}
+LAUNCHED = ModelSettings(name="m", gguf=LOCAL, vllm=VllmSettings(source="org/m"))
+ONLY_LAUNCHED = ModelSettings(name="m", vllm=VllmSettings(source="org/m"))
+
+
+def around(machine: str, shape: ModelShape | str = LLAMA_8B, *, installed: bool = True) -> Surroundings:
+    return Surroundings(MACHINES[machine], installed, {("m", "vllm"): shape})
+
+
+@pytest.mark.parametrize(
+    ("machine", "shape", "expected", "reason"),
+    [
+        ("2-cores", LLAMA_8B, "gguf", "this machine has no GPU"),
+        ("mac", LLAMA_8B, "gguf", "this machine has no GPU"),
+        ("1xL40S", LLAMA_8B, "gguf vllm", "fits on 1 × NVIDIA L40S"),
+        ("1xL40S", LLAMA_70B, "gguf", "it needs 134.6 GiB on the GPU, and 41.4 GiB are there for it"),
+        ("2xA100", LLAMA_70B, "gguf vllm", "fits on 2 × NVIDIA A100-SXM4-80GB"),
+        ("8xH100", LLAMA_70B, "gguf vllm", "fits on 4 × NVIDIA H100 80GB HBM3"),
+        ("1xL40S", "it is not here yet", "gguf vllm", "its size is not known: it is not here yet"),
+    ],
+    ids=["2-cores", "mac", "8B-L40S", "70B-L40S", "70B-A100", "70B-H100", "unknown"],
+)
+def test_auto_serves_by_vllm_what_fits_on_a_gpu(
+    machine: str, shape: ModelShape | str, expected: str, reason: str
+) -> None:
+    model = LAUNCHED.model_copy(update={"context_tokens": 4096})
+    choices = choose(model, "auto", around(machine, shape))
+    assert served(choices) == expected
+    assert reason in choices[1].reason
+
+
+def test_auto_leaves_out_a_vllm_that_is_not_installed() -> None:
+    gguf, vllm = choose(LAUNCHED, "auto", around("1xL40S", installed=False))
+    assert (gguf.served, vllm.served) == (True, False)
+    assert "`upshift engine install vllm`" in vllm.reason
+    own = ModelSettings(name="m", vllm=VllmSettings(source="org/m", command=("vllm", "serve")))
+    assert served(choose(own, "auto", around("1xL40S", installed=False))) == "vllm"
+
+
+@pytest.mark.parametrize("machine", sorted(MACHINES))
+def test_prod_starts_vllm_whatever_the_machine_is_and_says_what_it_doubts(machine: str) -> None:
+    vllm, gguf = choose(LAUNCHED, "prod", around(machine, LLAMA_70B))
+    assert (vllm.kind, vllm.served, gguf.served) == ("vllm", True, True)
+    assert vllm.fit is not None
+    assert bool(vllm.doubt) == (not vllm.fit.fits)
+
+
+def test_auto_with_nothing_left_says_how_to_start_vllm_all_the_same() -> None:
+    with pytest.raises(ConfigError, match=r"this machine has no GPU\); add gguf, or choose profile prod, which starts"):
+        select(Settings(models=(ONLY_LAUNCHED,)), "settings", around("2-cores"))
+
+
+@pytest.mark.parametrize(
+    ("machine", "shape", "resolved"),
+    [("8xH100", LLAMA_8B, 1), ("8xH100", LLAMA_70B, 4), ("2-cores", LLAMA_8B, "auto"), ("8xH100", "?", "auto")],
+)
+def test_auto_values_become_numbers(machine: str, shape: ModelShape | str, resolved: int | str) -> None:
+    settings = Settings(profile="prod", models=(LAUNCHED.model_copy(update={"context_tokens": 4096}),))
+    (model,) = select(settings, "settings", around(machine, shape)).settings.models
+    assert model.vllm is not None
+    assert model.vllm.tensor_parallel == resolved
+
+
+def test_nobody_looks_at_the_machine_where_nothing_depends_on_it() -> None:
+    def look() -> Hardware:
+        raise AssertionError("somebody looked")
+
+    assert survey(Settings(models=(BOTH,)), look) is None
+    assert survey(Settings(profile="dev", models=(LAUNCHED,)), look) is None
+
+
+def test_a_survey_knows_the_sizes_of_files_that_are_here(tmp_path: Path) -> None:
+    model = ModelSettings(name="m", gguf=GgufSettings(source="demo"), vllm=VllmSettings(source="demo"))
+    lost = ModelSettings(
+        name="lost", gguf=GgufSettings(source=str(tmp_path / "a.gguf")), vllm=VllmSettings(source=str(tmp_path))
+    )
+    far = ModelSettings(name="far", vllm=VllmSettings(source="nobody/has-this"))
+    found = full_survey(Settings(models=(model, lost, far, VLLM_ALONE)), MACHINES["2-cores"]).shapes
+    assert found["m", "gguf"] == found["m", "vllm"]
+    assert "a.gguf: No such file" in str(found["lost", "gguf"])
+    assert "config.json: No such file" in str(found["lost", "vllm"])
+    assert found["far", "vllm"] == "nobody/has-this is not on this machine yet"
+    assert len(found) == 5
+    around = survey(Settings(models=(model, lost, far)), lambda: MACHINES["2-cores"])
+    assert around is not None
+    assert set(around.shapes) == {("m", "vllm"), ("lost", "vllm"), ("far", "vllm")}

@@ -1,0 +1,142 @@
+"""Known models on known GPUs, and advice that holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from backends.fit import GIB
+from backends.gpu import Gpu, Gpus
+from backends.hardware import Hardware, from_json
+from backends.shape import Layer, ModelShape
+from backends.vllm.fit import kv_bytes, usable_gpus, vllm_fit
+from config.vllm import VllmSettings
+
+MACHINES = {file.stem: from_json(file.read_text()) for file in (Path(__file__).parents[1] / "hardware").glob("*.json")}
+LLAMA_8B = ModelShape(
+    architecture="llama",
+    weights="bfloat16",
+    weight_bytes=16_060_000_000,
+    layers=(Layer(kv_elements=2048, kv_heads=8),) * 32,
+    width=4096,
+    feed_forward=14336,
+    heads=32,
+    vocabulary=128_256,
+    context_tokens=131_072,
+)
+LLAMA_70B = replace(
+    LLAMA_8B, weight_bytes=141_100_000_000, layers=LLAMA_8B.layers[:1] * 80, width=8192, feed_forward=28672, heads=64
+)
+AUTO = VllmSettings(source="/m")
+
+
+@pytest.mark.parametrize(
+    ("model", "machine", "gpus", "fits"),
+    [
+        (LLAMA_8B, "1xL40S", 1, True),
+        (LLAMA_8B, "2xA100", 1, True),
+        (LLAMA_8B, "8xH100", 1, True),
+        (LLAMA_70B, "1xL40S", 1, False),
+        (LLAMA_70B, "2xA100", 2, False),
+        (LLAMA_70B, "8xH100", 4, True),
+    ],
+    ids=["8B-L40S", "8B-A100", "8B-H100", "70B-L40S", "70B-A100", "70B-H100"],
+)
+def test_the_fewest_gpus_on_which_a_model_fits_with_room_to_batch(
+    model: ModelShape, machine: str, gpus: int, fits: bool
+) -> None:
+    fit = vllm_fit(model, AUTO, MACHINES[machine], 32768)
+    assert (fit.gpus, fit.fits) == (gpus, fits)
+    assert bool(fit.changes) != fits
+
+
+def test_more_gpus_than_fit_are_for_room_that_may_be_used() -> None:
+    few = VllmSettings(source="/m", max_sequences=2)
+    assert vllm_fit(LLAMA_70B, few, MACHINES["8xH100"], 4096).gpus == 2
+    assert vllm_fit(LLAMA_70B, AUTO, MACHINES["8xH100"], 4096).gpus == 4
+
+
+def test_70b_on_two_a100_fits_with_a_shorter_context_or_smaller_weights() -> None:
+    fit = vllm_fit(LLAMA_70B, AUTO, MACHINES["2xA100"], 131_072)
+    context, more, smaller = fit.changes
+    tokens = int(context.removeprefix("context_tokens: "))
+    assert vllm_fit(LLAMA_70B, AUTO, MACHINES["2xA100"], tokens).fits
+    assert not vllm_fit(LLAMA_70B, AUTO, MACHINES["2xA100"], tokens + 64).fits
+    assert more == "4 GPUs of this kind"
+    assert smaller.startswith("a smaller or quantized checkpoint: at most ")
+
+
+def test_a_setting_that_is_too_small_is_what_changes() -> None:
+    one = VllmSettings(source="/m", tensor_parallel=1)
+    assert "tensor_parallel: 2" in vllm_fit(LLAMA_70B, one, MACHINES["8xH100"], 8192).changes
+    little = VllmSettings(source="/m", kv_cache_bytes=GIB)
+    fit = vllm_fit(LLAMA_8B, little, MACHINES["1xL40S"], 32768)
+    assert not fit.fits
+    assert f"kv_cache_bytes: {4 * GIB}" in fit.changes
+    many = VllmSettings(source="/m", tensor_parallel=8)
+    assert vllm_fit(LLAMA_8B, many, MACHINES["2xA100"], 8192).changes == ("8 GPUs: there are 2",)
+
+
+def test_without_a_length_it_is_as_much_as_fits() -> None:
+    assert vllm_fit(LLAMA_8B, AUTO, MACHINES["8xH100"], None).context_tokens == 131_072
+    small = vllm_fit(LLAMA_8B, VllmSettings(source="/m", memory_share=0.5), MACHINES["1xL40S"], None)
+    assert small.fits
+    assert 16_384 < small.context_tokens < 65_536
+
+
+def test_room_is_counted_in_whole_conversations() -> None:
+    fit = vllm_fit(LLAMA_8B, AUTO, MACHINES["1xL40S"], 8192)
+    room = 0.92 * 46068 * 2**20 - fit.needs.total_bytes + fit.needs.kv_bytes
+    assert fit.parallel == int(room // GIB)
+    # What is known of activations and graphs at vLLM's defaults: 1.5 to 3 GiB.
+    assert 1.5 * GIB < fit.needs.scratch_bytes + fit.needs.process_bytes < 3 * GIB
+    assert vllm_fit(LLAMA_8B, VllmSettings(source="/m", max_sequences=4), MACHINES["1xL40S"], 8192).parallel == 4
+
+
+def test_data_parallel_counts_whole_copies() -> None:
+    two = VllmSettings(source="/m", data_parallel=2)
+    fit = vllm_fit(LLAMA_8B, two, MACHINES["2xA100"], 8192)
+    assert (fit.gpus, fit.fits) == (2, True)
+    assert not vllm_fit(LLAMA_8B, two, MACHINES["1xL40S"], 8192).fits
+
+
+def test_heads_are_cut_and_latent_attention_is_not() -> None:
+    assert [kv_bytes(LLAMA_8B, 8192, gpus) for gpus in (1, 4, 16)] == [GIB, GIB // 4, GIB // 8]
+    mla = replace(LLAMA_8B, layers=(Layer(kv_elements=576),) * 61)
+    assert kv_bytes(mla, 1000, 8) == 61 * 576 * 2 * 1000
+    windows = (Layer(1024, 4, window=512), Layer(1024, 4), Layer(state_elements=100))
+    assert kv_bytes(replace(LLAMA_8B, layers=windows), 4096, 1) == 2 * 1024 * (512 + 4096) + 400
+
+
+def test_on_the_cpu_the_cache_is_a_quarter_of_the_memory_and_at_most_four_gib() -> None:
+    small = replace(LLAMA_8B, weight_bytes=GIB)
+    machine = MACHINES["2-cores"]
+    fit = vllm_fit(small, AUTO, machine, None)
+    assert (fit.gpus, fit.fits, fit.needs.kv_bytes, fit.context_tokens) == (0, True, 4 * GIB, 32768)
+    fit = vllm_fit(small, AUTO, machine, 65536)
+    assert fit.changes == (f"kv_cache_bytes: {8 * GIB}", "context_tokens: 32768")
+    assert not vllm_fit(LLAMA_70B, AUTO, machine, 2048).fits
+
+
+def _machine(*gpus: Gpu) -> Hardware:
+    return Hardware(1, 1, 64 * GIB, 60 * GIB, (), gpus=Gpus(gpus))
+
+
+def test_only_gpus_that_vllm_runs_on_count_and_all_of_one_kind() -> None:
+    old = Gpu("nvidia", "Tesla P100", "GPU-0", 16 * GIB, 16 * GIB, "6.0")
+    small = Gpu("nvidia", "RTX 4090", "GPU-1", 24 * GIB, 24 * GIB, "8.9")
+    large = Gpu("nvidia", "H100", "GPU-2", 80 * GIB, 80 * GIB, "9.0")
+    amd, radeon = (Gpu("amd", name, name, 8 * GIB, 8 * GIB, name) for name in ("gfx942", "gfx803"))
+    assert usable_gpus((old, small, large, small)) == (large,)
+    assert usable_gpus((old,)) == ()
+    assert usable_gpus((radeon, amd)) == (amd,)
+    assert usable_gpus((Gpu("nvidia", "B200", "", 180 * GIB, 0, "10.0"),))
+
+
+def test_a_gpu_that_shares_the_memory_has_as_much_as_the_machine() -> None:
+    spark = Gpu("nvidia", "GB10", "GPU-0", 0, 0, "12.1")
+    fit = vllm_fit(LLAMA_8B, AUTO, _machine(spark), 8192)
+    assert (fit.gpus, fit.fits) == (1, True)
+    assert fit.available_bytes == int(0.92 * 64 * GIB)
