@@ -1,4 +1,4 @@
-"""Settings of the edge: TLS, and the listener for those who operate the gateway.
+"""Settings of the edge: TLS, the listener for those who operate the gateway, the log.
 
 Neighbours: schema.py (where they hang), gateway/tls.py and gateway/admin.py (what they mean).
 """
@@ -15,6 +15,16 @@ from config.tree import HostName, SourcePath, Tree
 
 def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, float) else value
+
+
+LogFormat = Literal["json", "pretty", "auto"]
+
+
+class LogSettings(Tree):
+    """What is written about requests (stdout) and about the gateway itself (stderr)."""
+
+    format: LogFormat = "auto"
+    """`json`: an object a line. `pretty`: lines for people. `auto`: pretty on a terminal, JSON elsewhere."""
 
 
 class TlsSettings(Tree):

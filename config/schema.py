@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from config.edge import AdminSettings, TlsSettings
+from config.edge import AdminSettings, LogSettings, TlsSettings
 from config.limits import LimitsSettings
 from config.remote import RemoteSettings
 from config.routing import ModelRoutingSettings, RoutingSettings
@@ -178,6 +178,9 @@ class Settings(Tree):
 
     admin: AdminSettings | None = None
     """A listener for operators. Unset: /metrics and /admin are on the main one."""
+
+    log: LogSettings = LogSettings()
+    """What is written."""
 
     @model_validator(mode="after")
     def _names_fit(self) -> Settings:

@@ -15,9 +15,12 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TextIO
 
+from config.edge import LogFormat as Form
+
 FLUSH_LINES = 128
 FLUSH_SECONDS = 0.25
 
+_STAGES = {"body": "reading its body", "waiting": "waiting", "streaming": "answering"}
 _NAMES = ("operation", "key", "model", "backend", "reason")
 
 
@@ -28,7 +31,7 @@ def _fields(names: tuple[str, ...]) -> str:
 
 
 class AccessLog:
-    """Collects lines and writes them 128 at a time, or a quarter of a second after the first of a batch.
+    """Collects lines of JSON and writes them 128 at a time, or a quarter of a second after the first of a batch.
 
     `write` gets whole lines and belongs to the caller, who calls `flush` before closing what is behind it.
     """
@@ -47,28 +50,36 @@ class AccessLog:
         names: tuple[str, str, str, str, str],
         status: int,
         code: str,
+        stage: str,
         stream: bool,
         duration_seconds: float,
         first_byte_seconds: float | None,
+        first_token_seconds: float | None,
         bytes_in: int,
         bytes_out: int,
         prompt_tokens: int,
         completion_tokens: int,
     ) -> None:
         """One finished request. `names` are its operation, key, model, backend and reason, all of them configured;
-        `code` is the error code, empty for success; `request_id` is of the safe alphabet."""
+        `code` is the error code and `stage` how far it got before that (body, waiting, streaming), both empty for
+        success; `request_id` is of the safe alphabet."""
         now = time.time()
         second = int(now)
         if second != self._second:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        first = "null" if first_byte_seconds is None else f"{first_byte_seconds * 1000:.1f}"
-        self._lines.append(
+        byte = "null" if first_byte_seconds is None else f"{first_byte_seconds * 1000:.1f}"
+        token = "null" if first_token_seconds is None else f"{first_token_seconds * 1000:.1f}"
+        self._put(
             f'{{"time":"{self._stamp}.{int((now - second) * 1000):03d}Z","event":"request","request_id":"{request_id}",'
-            f'{_fields(names)}"status":{status},"code":"{code}","stream":{"true" if stream else "false"},'
-            f'"duration_ms":{duration_seconds * 1000:.1f},"first_byte_ms":{first},"bytes_in":{bytes_in},'
-            f'"bytes_out":{bytes_out},"prompt_tokens":{prompt_tokens},"completion_tokens":{completion_tokens}}}\n'
+            f'{_fields(names)}"status":{status},"code":"{code}","stage":"{stage}",'
+            f'"stream":{"true" if stream else "false"},"duration_ms":{duration_seconds * 1000:.1f},'
+            f'"first_byte_ms":{byte},"first_token_ms":{token},"bytes_in":{bytes_in},"bytes_out":{bytes_out},'
+            f'"prompt_tokens":{prompt_tokens},"completion_tokens":{completion_tokens}}}\n'
         )
+
+    def _put(self, line: str) -> None:
+        self._lines.append(line)
         if self._timer is None or len(self._lines) >= FLUSH_LINES:
             self._plan()
 
@@ -87,6 +98,36 @@ class AccessLog:
             text = "".join(self._lines)
             self._lines.clear()
             self._write(text)
+
+
+class PrettyAccessLog(AccessLog):
+    """The same for a person who watches: a line to read, with less in it."""
+
+    def add(self, **fields: Any) -> None:
+        """One finished request, told by the same fields."""
+        operation, key, model, backend, reason = fields["names"]
+        words = [time.strftime("%H:%M:%S"), str(fields["status"]), operation, model]
+        if backend:
+            words.append(f"on {backend} ({reason})" if reason else f"on {backend}")
+        words.append(f"{fields['duration_seconds']:.2f} s")
+        if fields["first_token_seconds"] is not None:
+            words.append(f"(first token {fields['first_token_seconds'] * 1000:.0f} ms)")
+        if fields["prompt_tokens"] or fields["completion_tokens"]:
+            words.append(f"{fields['prompt_tokens']}+{fields['completion_tokens']} tokens")
+        if fields["code"]:
+            words.append(f"{fields['code']} while {_STAGES[fields['stage']]}")
+        if key:
+            words.append(f"for {key}")
+        self._put(" ".join([*words, fields["request_id"]]) + "\n")
+
+
+def access_log(form: Form, stream: TextIO, write: Callable[[str], object]) -> AccessLog:
+    """The access log that writes to `stream` by `write`."""
+    return (PrettyAccessLog if _is_pretty(form, stream) else AccessLog)(write)
+
+
+def _is_pretty(form: Form, stream: TextIO) -> bool:
+    return stream.isatty() if form == "auto" else form == "pretty"
 
 
 def writer(stream: TextIO) -> Callable[[str], None]:
@@ -112,15 +153,15 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-def configure(level: int = logging.INFO, stream: TextIO | None = None) -> None:
-    """Points the logging of the whole process at stderr: plain lines on a terminal, JSON lines elsewhere.
+def configure(form: Form = "auto", level: int = logging.INFO, stream: TextIO | None = None) -> None:
+    """Points the logging of the whole process at stderr: plain lines, or JSON; `auto`: plain ones on a terminal.
 
     Does nothing to loggers that already have handlers of their own.
     """
     stream = stream or sys.stderr
     handler = logging.StreamHandler(stream)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
-    handler.setFormatter(plain if stream.isatty() else _JsonFormatter())
+    handler.setFormatter(plain if _is_pretty(form, stream) else _JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

@@ -6,7 +6,6 @@ Label values come from the configuration alone; an unknown model counts under mo
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -17,77 +16,18 @@ from prometheus_client.registry import Collector
 
 from backends.base import Operation, Usage
 from backends.load import EngineCounts
+from gateway.histogram import (
+    BETWEEN_TOKENS_SECONDS,
+    DURATION_SECONDS,
+    FIRST_TOKEN_SECONDS,
+    OVERHEAD_SECONDS,
+    Histogram,
+)
 from gateway.live import counted_families, live_families
 from routing.upstream import Upstream
 
 UNKNOWN_MODEL = "unknown"
 LIMIT_KINDS = ("requests", "tokens", "tokens_per_day", "concurrent")
-
-# vLLM's edges for the end-to-end time and the time to first token, so that one dashboard reads both.
-DURATION_SECONDS = (
-    0.3,
-    0.5,
-    0.8,
-    1.0,
-    1.5,
-    2.0,
-    2.5,
-    5.0,
-    10.0,
-    15.0,
-    20.0,
-    30.0,
-    40.0,
-    50.0,
-    60.0,
-    120.0,
-    240.0,
-    480.0,
-)
-FIRST_TOKEN_SECONDS = (
-    0.001,
-    0.005,
-    0.01,
-    0.02,
-    0.04,
-    0.06,
-    0.08,
-    0.1,
-    0.25,
-    0.5,
-    0.75,
-    1.0,
-    2.5,
-    5.0,
-    7.5,
-    10.0,
-    20.0,
-    40.0,
-)
-OVERHEAD_SECONDS = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
-
-
-class Histogram:
-    """Counts per bucket and the sum; `edges` ascend, the last bucket is +Inf."""
-
-    __slots__ = ("counts", "edges", "total")
-
-    def __init__(self, edges: tuple[float, ...]) -> None:
-        self.edges = edges
-        self.counts = [0] * (len(edges) + 1)
-        self.total = 0.0
-
-    def observe(self, value: float) -> None:
-        """Adds one observation, in the unit of the edges."""
-        self.counts[bisect_left(self.edges, value)] += 1
-        self.total += value
-
-    def cumulative(self) -> Iterator[tuple[str, float]]:
-        """(`le`, observations up to it), as Prometheus wants them."""
-        seen = 0
-        for edge, count in zip((*map(str, self.edges), "+Inf"), self.counts, strict=True):
-            seen += count
-            yield edge, seen
 
 
 @dataclass(slots=True)
@@ -99,17 +39,18 @@ class Series:
         default_factory=lambda: {operation: Histogram(DURATION_SECONDS) for operation in Operation}
     )
     first_token: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_SECONDS))
+    between_tokens: Histogram = field(default_factory=lambda: Histogram(BETWEEN_TOKENS_SECONDS))
     overhead: Histogram = field(default_factory=lambda: Histogram(OVERHEAD_SECONDS))
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
     engine: EngineCounts = field(default_factory=EngineCounts)
 
-    def count(self, operation: Operation, status: int, duration_seconds: float) -> None:
+    def count(self, operation: Operation, status: int, duration_seconds: float, trace_id: str = "") -> None:
         """One finished request, however it ended."""
         key = (operation, status)
         self.requests[key] = self.requests.get(key, 0) + 1
-        self.duration[operation].observe(duration_seconds)
+        self.duration[operation].observe(duration_seconds, trace_id)
 
     def add_usage(self, usage: Usage) -> None:
         """What the engine reported."""
@@ -161,6 +102,11 @@ class GatewayCollector(Collector):
         first = HistogramMetricFamily(
             "upshift_time_to_first_token_seconds", "From the request to the first piece of a stream.", labels=_PAIR
         )
+        between = HistogramMetricFamily(
+            "upshift_inter_token_latency_seconds",
+            "Between the pieces of a stream; of several that came together, an equal part each.",
+            labels=_PAIR,
+        )
         overhead = HistogramMetricFamily(
             "upshift_gateway_overhead_seconds", "The gateway's own share of the time to the first byte.", labels=_PAIR
         )
@@ -170,8 +116,9 @@ class GatewayCollector(Collector):
             for operation, histogram in series.duration.items():
                 duration.add_metric([*pair, operation], list(histogram.cumulative()), histogram.total)
             first.add_metric(pair, list(series.first_token.cumulative()), series.first_token.total)
+            between.add_metric(pair, list(series.between_tokens.cumulative()), series.between_tokens.total)
             overhead.add_metric(pair, list(series.overhead.cumulative()), series.overhead.total)
-        yield from (requests, duration, first, overhead)
+        yield from (requests, duration, first, between, overhead)
 
     def _tokens(self) -> Iterator[Metric]:
         tokens = CounterMetricFamily("upshift_tokens", "Tokens as engines reported them.", labels=[*_PAIR, "kind"])

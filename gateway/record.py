@@ -10,6 +10,7 @@ from time import perf_counter
 
 from backends.base import Operation, Usage
 from gateway.errors import ClientGone, RateLimited, row_for
+from gateway.histogram import Histogram
 from gateway.log import AccessLog
 from gateway.metrics import UNKNOWN_MODEL, Metrics
 
@@ -35,6 +36,7 @@ class Record:
     bytes_in: int = 0
     bytes_out: int = 0
     usage: Usage | None = None
+    trace_id: str = ""
 
 
 class Journal:
@@ -44,17 +46,22 @@ class Journal:
         self._metrics = metrics
         self._access_log = access_log
 
+    def between_tokens(self, record: Record) -> Histogram:
+        """Where the pauses of its stream count."""
+        return self._metrics.series(record.model, record.backend).between_tokens
+
     def settle(self, record: Record) -> None:
         """Counts and logs a request that is over, however it ended."""
         duration_seconds = perf_counter() - record.started
         series = self._metrics.series(record.model, record.backend)
-        series.count(record.operation, record.status, duration_seconds)
-        first_byte_seconds = None
+        series.count(record.operation, record.status, duration_seconds, record.trace_id)
+        first_byte_seconds = first_token_seconds = None
         if record.first_byte is not None:
             first_byte_seconds = record.first_byte - record.started
             series.overhead.observe(record.overhead_seconds)
         if record.first_token is not None:
-            series.first_token.observe(record.first_token - record.started)
+            first_token_seconds = record.first_token - record.started
+            series.first_token.observe(first_token_seconds, record.trace_id)
         if record.error is not None:
             if isinstance(record.error, ClientGone):
                 self._metrics.cancelled[record.stage] += 1
@@ -71,7 +78,9 @@ class Journal:
             code="" if record.error is None else row_for(record.error).code,
             stream=record.stream,
             duration_seconds=duration_seconds,
+            stage="" if record.error is None else record.stage,
             first_byte_seconds=first_byte_seconds,
+            first_token_seconds=first_token_seconds,
             bytes_in=record.bytes_in,
             bytes_out=record.bytes_out,
             prompt_tokens=prompt_tokens,

@@ -26,10 +26,12 @@ from gateway.auth import check_model
 from gateway.call import Call
 from gateway.door import Door
 from gateway.errors import BodyTimeout, ClientGone, ShuttingDown, answer
-from gateway.events import WholeEvents, is_opening
+from gateway.events import WholeEvents
 from gateway.farewell import tell
+from gateway.pace import Pace
 from gateway.ratelimit import Reservation, estimate_tokens
 from gateway.record import Journal, Record
+from gateway.trace import parse as trace_of
 from routing.router import Routed, Router
 from routing.ticket import Ticket
 
@@ -54,7 +56,7 @@ class Relay:
         """Answers one call and settles it exactly once, whatever becomes of it."""
         call.begin()
         record = Record(call.operation, request_id, perf_counter())
-        exchange = _Exchange(self._settings, record, call)
+        exchange = _Exchange(self._settings, record, call, self._journal)
         try:
             try:
                 await exchange.run(self._door, self._router, headers)
@@ -91,15 +93,16 @@ def _report(record: Record) -> None:
 class _Exchange:
     """The state of one request between client and upstream."""
 
-    __slots__ = ("_call", "_events", "_reservation", "_settings", "is_sse", "record")
+    __slots__ = ("_call", "_journal", "_pace", "_reservation", "_settings", "is_sse", "record")
 
-    def __init__(self, settings: ServerSettings, record: Record, call: Call) -> None:
+    def __init__(self, settings: ServerSettings, record: Record, call: Call, journal: Journal) -> None:
         self.record = record
+        self._journal = journal
         self._settings = settings
         self._call = call
         self.is_sse = False
         self._reservation: Reservation | None = None
-        self._events = 0
+        self._pace: Pace | None = None
 
     async def run(self, door: Door, router: Router, headers: Headers) -> None:
         """Raises what went wrong; returns when the whole answer has been handed to the connection."""
@@ -110,7 +113,7 @@ class _Exchange:
         if call.more_body:
             call.expect(self._settings.body_timeout_seconds, _body_too_late)
             await call.whole_body(self._settings.max_body_bytes)
-        request = self._decode()
+        request = self._decode(headers)
         arrived = perf_counter()
         call.expect(self._settings.response_timeout_seconds, self._too_late)
         record.stage = "waiting"
@@ -141,16 +144,22 @@ class _Exchange:
             reservation.settle(0, served=not isinstance(record.error, _UNSERVED))
         else:
             prompt_tokens = estimate_tokens(record.bytes_in, 0, 1, 0)
-            reservation.settle(prompt_tokens + self._events if self.is_sse else None)
+            reservation.settle(prompt_tokens + self._pace.events if self._pace is not None else None)
 
-    def _decode(self) -> InferenceRequest:
+    def _decode(self, headers: Headers) -> InferenceRequest:
         limit = self._settings.max_body_bytes
         body = self._call.take_body(limit)
         if body is None:
             raise intake.too_large(limit)
         record = self.record
         record.bytes_in = len(body)
-        return intake.decode(body, record.operation, record.request_id)
+        request = intake.decode(body, record.operation, record.request_id)
+        parent = headers.get(b"traceparent")
+        trace = None if parent is None else trace_of(parent)
+        if parent is None or trace is None:
+            return request
+        record.trace_id = trace.trace_id
+        return request._replace(headers=((b"traceparent", parent),))
 
     async def _pass_on(self, routed: Routed) -> None:
         response, record, call = routed.response, self.record, self._call
@@ -170,7 +179,7 @@ class _Exchange:
             call.settle()
             record.status = response.status
             whole = True
-            routed.succeeded(record.first_token, self._events)
+            routed.succeeded(record.first_token, self._pace.events if self._pace is not None else 0)
         finally:
             # The one release: it returns or aborts the upstream connection, which frees the slot and stops the engine.
             # An abort is shielded: cancelled in the middle, it would leave an engine computing for nobody.
@@ -181,6 +190,7 @@ class _Exchange:
 
     async def _stream(self, response: BackendResponse, sniffer: UsageSniffer) -> bytes:
         record, call, events = self.record, self._call, WholeEvents()
+        self._pace = pace = Pace(record, self._journal.between_tokens(record))
         self._start(response, _SSE_HEADERS, None)
         # With the first events if they are here already, and without waiting for them if not.
         asyncio.get_running_loop().call_soon(call.flush)
@@ -194,15 +204,13 @@ class _Exchange:
                     continue
                 call.write(ready)
                 record.bytes_out += len(ready)
-                self._events += ready.count(b"data:")
-                if record.first_token is None:
-                    if record.first_byte is None:
-                        self._note_first_byte(arrived)
-                    if not is_opening(ready):
-                        record.first_token = perf_counter()
+                if record.first_byte is None:
+                    self._note_first_byte(arrived)
+                pace.note(ready, arrived, events.done)
                 if call.paused:
                     await call.drain()
                     call.progress()
+                    pace.go_on()
         except BackendProtocolError:
             # An engine that dies after the last event has said everything.
             if not events.done:

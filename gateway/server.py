@@ -47,9 +47,9 @@ def serve(source: Source) -> int:
     certificates = certificates_of(settings)
     sockets = bind(settings.server.host, settings.server.port)
     admin = bind(settings.admin.host, settings.admin.port, "admin.port") if settings.admin is not None else []
-    log.configure()
+    log.configure(settings.log.format)
     raise_file_limit()
-    access_log = log.AccessLog(log.writer(sys.stdout))
+    access_log = log.access_log(settings.log.format, sys.stdout, log.writer(sys.stdout))
     app = create_app(settings, access_log=access_log)
     port = sockets[0].getsockname()[1]
     reloader = Reloader(source, app.gateway.apply)
@@ -89,6 +89,8 @@ class GatewayServer(uvicorn.Server):
         if settings.admin is not None:
             self._admin = AdminListener(AdminPlane(app.gateway, settings.admin, app.control_plane), admin)
         self._certificates = certificates
+        if certificates is not None:
+            app.gateway.registry.register(certificates)
         self._reloader = reloader
         self._reloading: asyncio.Task[None] | None = None
         self._on_listening = on_listening

@@ -11,7 +11,12 @@ import logging
 import os
 import ssl
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from config.edge import TlsSettings
 
@@ -32,9 +37,12 @@ class CertificateRefused(Exception):
     """The files of `tls` cannot be used. The message names the setting, the file and the reason."""
 
 
-class Certificates:
-    """The newest context of one listener. Raises CertificateRefused where the files cannot be used at the start;
-    later, bad files change nothing and are logged once."""
+class Certificates(Collector):
+    """The newest context of one listener; as a metric, when its certificate ends.
+
+    Raises CertificateRefused where the files cannot be used at the start; later, bad files change nothing and are
+    logged once.
+    """
 
     def __init__(self, settings: TlsSettings) -> None:
         self._settings = settings
@@ -61,6 +69,14 @@ class Certificates:
         logger.info("new connections are shown the certificate that %s holds now", self._settings.certificate)
         self._warn_of_expiry()
         return True
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by prometheus_client for each scrape."""
+        yield GaugeMetricFamily(
+            "upshift_tls_certificate_expiry_timestamp_seconds",
+            "When the certificate that is shown ends, in seconds since 1970.",
+            value=self.not_after,
+        )
 
     def _warn_of_expiry(self) -> None:
         left_seconds = self.not_after - time.time()

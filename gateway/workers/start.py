@@ -40,7 +40,7 @@ def _serve_with(source: Source, workers: int) -> int:
     if settings.admin is not None:
         admin = bind_each(settings.admin.host, settings.admin.port, workers, "admin.port")
     operators = admin[0][0].getsockname()[1] if settings.admin is not None else 0
-    log.configure()
+    log.configure(settings.log.format)
     server.raise_file_limit()
     limits = LimitStore(workers=workers)
 

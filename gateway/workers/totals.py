@@ -7,14 +7,16 @@ without a word more. Neighbours: tally.py (collects), link.py (shows).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Sample
+from prometheus_client.samples import Exemplar, Sample
 
-# [family, kind, help, [[sample, {label: value}, number], ...]]: lists all the way down, for it crosses as JSON.
+# [family, kind, help, [[sample, {label: value}, number, exemplar or None], ...]], an exemplar being [{label: value},
+# number, time]: lists all the way down, for it crosses as JSON.
 Family = list[Any]
 
 # How a sample of several processes becomes one. Everything else is summed: counters and histograms because they count
@@ -31,6 +33,7 @@ RULES: dict[str, Callable[[float, float], float]] = {
     "upshift_engine_prefix_cache_hits": max,
     "upshift_engine_preemptions": max,
     "process_start_time_seconds": min,
+    "upshift_tls_certificate_expiry_timestamp_seconds": min,
 }
 _CUMULATIVE = ("counter", "histogram")
 
@@ -38,7 +41,12 @@ _CUMULATIVE = ("counter", "histogram")
 def dump(registry: CollectorRegistry) -> list[Family]:
     """What `registry` would show now."""
     return [
-        [metric.name, metric.type, metric.documentation, [[s.name, s.labels, s.value] for s in metric.samples]]
+        [
+            metric.name,
+            metric.type,
+            metric.documentation,
+            [[s.name, s.labels, s.value, s.exemplar] for s in metric.samples],
+        ]
         for metric in registry.collect()
     ]
 
@@ -50,12 +58,13 @@ def merge(pages: Iterable[Sequence[Family]]) -> list[Family]:
     for name, kind, documentation, found in (family for page in pages for family in page):
         families.setdefault(name, [name, kind, documentation, []])
         known = samples.setdefault(name, {})
-        for sample, labels, value in found:
+        for sample, labels, value, exemplar in found:
             key = (sample, *sorted(labels.items()))
             if key in known:
                 known[key][2] = RULES.get(name, _sum)(known[key][2], value)
+                known[key][3] = max(filter(None, (known[key][3], exemplar)), key=itemgetter(2), default=None)
             else:
-                known[key] = [sample, labels, value]
+                known[key] = [sample, labels, value, exemplar]
     return [[*family[:3], list(samples[name].values())] for name, family in families.items()]
 
 
@@ -82,5 +91,8 @@ class _Page(Collector):
     def collect(self) -> Iterator[Metric]:
         for name, kind, documentation, samples in self._page:
             metric = Metric(name, documentation, kind)
-            metric.samples = [Sample(sample, labels, value) for sample, labels, value in samples]
+            metric.samples = [
+                Sample(sample, labels, value, None, Exemplar(*exemplar) if exemplar else None)
+                for sample, labels, value, exemplar in samples
+            ]
             yield metric

@@ -18,7 +18,7 @@ import uvloop
 
 from config.schema import Settings
 from gateway.app import create_app
-from gateway.log import AccessLog
+from gateway.log import access_log
 from gateway.ratelimit_store import LimitStore
 from gateway.server import GatewayServer, certificates_of
 from gateway.workers.lines import shared_writer
@@ -69,7 +69,7 @@ def run_worker(
             app = create_app(
                 mine,
                 make_backends=link.backends,
-                access_log=AccessLog(shared_writer(sys.stdout.fileno())),
+                access_log=access_log(mine.log.format, sys.stdout, shared_writer(sys.stdout.fileno())),
                 limits=place.limits,
                 worker=place.index,
                 share=link.share,

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 import config
-from config.edge import AdminSettings, TlsSettings
+from config.edge import AdminSettings, LogSettings, TlsSettings
 from config.limits import LimitSettings
 from config.remote import ClientTlsSettings
 from config.routing import GraduateSettings, ModelRoutingSettings, RoutingSettings, RuleSettings, WhenSettings
@@ -43,6 +43,7 @@ def test_page_has_every_key_with_its_default() -> None:
     keys |= expected("models[].gguf.", GgufSettings) | expected("models[].vllm.", VllmSettings)
     keys |= expected("models[].gguf.tls.", ClientTlsSettings) | expected("models[].vllm.tls.", ClientTlsSettings)
     keys |= expected("auth.", AuthSettings) | expected("tls.", TlsSettings) | expected("admin.", AdminSettings)
+    keys |= expected("log.", LogSettings)
     keys |= expected("limits.default.", LimitSettings) | expected("limits.tiers.NAME.", LimitSettings)
     keys["profile"] = _shown(Settings.model_fields["profile"].get_default())
     keys |= expected("limits.models.NAME.", LimitSettings) | expected("limits.total.", LimitSettings)

@@ -18,9 +18,11 @@ LINE: dict[str, Any] = {
     "names": ("chat", "alice", 'mo"del', "b", "only"),
     "status": 200,
     "code": "",
+    "stage": "",
     "stream": True,
     "duration_seconds": 1.23456,
     "first_byte_seconds": None,
+    "first_token_seconds": None,
     "bytes_in": 10,
     "bytes_out": 20,
     "prompt_tokens": 3,
@@ -32,7 +34,7 @@ async def test_line_is_json_with_everything_about_the_request() -> None:
     written: list[str] = []
     access_log = AccessLog(written.append)
     access_log.add(**LINE)
-    access_log.add(**{**LINE, "first_byte_seconds": 0.5, "stream": False})
+    access_log.add(**{**LINE, "first_byte_seconds": 0.5, "first_token_seconds": 0.6, "stream": False})
     access_log.flush()
     first, second = (json.loads(line) for line in "".join(written).splitlines())
     assert first | {"time": ""} == {
@@ -46,16 +48,18 @@ async def test_line_is_json_with_everything_about_the_request() -> None:
         "reason": "only",
         "status": 200,
         "code": "",
+        "stage": "",
         "stream": True,
         "duration_ms": 1234.6,
         "first_byte_ms": None,
+        "first_token_ms": None,
         "bytes_in": 10,
         "bytes_out": 20,
         "prompt_tokens": 3,
         "completion_tokens": 4,
     }
     assert first["time"].endswith("Z")
-    assert (second["first_byte_ms"], second["stream"]) == (500.0, False)
+    assert (second["first_byte_ms"], second["first_token_ms"], second["stream"]) == (500.0, 600.0, False)
 
 
 async def test_full_batch_is_written_at_once() -> None:
@@ -114,3 +118,25 @@ def test_log_is_plain_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         root.handlers[:], root.level = before
     assert stream.getvalue().endswith("WARNING upshift: careful\n")
+
+
+async def test_line_for_people_says_what_they_would_ask() -> None:
+    written: list[str] = []
+    pretty = log.access_log("pretty", io.StringIO(), written.append)
+    pretty.add(**{**LINE, "first_token_seconds": 0.05})
+    pretty.add(
+        **{**LINE, "status": 504, "code": "backend_timeout", "stage": "waiting", "names": ("chat", "", "m", "", "")}
+    )
+    pretty.flush()
+    first, second = "".join(written).splitlines()
+    assert first.endswith(' 200 chat mo"del on b (only) 1.23 s (first token 50 ms) 3+4 tokens for alice r-1')
+    assert second.endswith(" 504 chat m 1.23 s 3+4 tokens backend_timeout while waiting r-1")
+
+
+@pytest.mark.parametrize(
+    ("form", "terminal", "pretty"), [("auto", True, True), ("auto", False, False), ("json", True, False)]
+)
+def test_form_follows_the_settings_and_then_the_terminal(form: Any, terminal: bool, pretty: bool) -> None:
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal  # type: ignore[method-assign]
+    assert isinstance(log.access_log(form, stream, stream.write), log.PrettyAccessLog) is pretty

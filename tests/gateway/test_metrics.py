@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 
 from backends.base import BackendState, Operation, Usage
-from gateway.metrics import GatewayCollector, Histogram, Metrics
+from gateway.histogram import Histogram
+from gateway.metrics import GatewayCollector, Metrics
 from routing.upstream import Upstream
 from tests.fakes import FakeBackend
 
@@ -65,3 +67,20 @@ def test_every_stage_of_leaving_exists_from_the_start() -> None:
     assert [sample("upshift_cancelled_total", {"stage": stage}) for stage in ("body", "waiting", "streaming")] == [
         0
     ] * 3
+
+
+def test_pause_before_several_pieces_is_divided_among_them() -> None:
+    histogram = Histogram((1.0, 2.0))
+    histogram.spread(6.0, 4)
+    assert (histogram.counts, histogram.total) == ([0, 4, 0], 6.0)
+
+
+def test_newest_trace_of_a_bucket_is_its_exemplar() -> None:
+    metrics = Metrics()
+    for trace in ("a" * 32, "b" * 32, ""):
+        metrics.series("m", "b").count(Operation.CHAT, 200, 0.4, trace)
+    text = openmetrics(registry(metrics)).decode()  # type: ignore[no-untyped-call]
+    lines = [line for line in text.splitlines() if 'operation="chat"' in line and "trace_id" in line]
+    assert len(lines) == 1
+    assert 'le="0.5"' in lines[0]
+    assert f'# {{trace_id="{"b" * 32}"}} 0.4 ' in lines[0]

@@ -17,13 +17,13 @@ from gateway.workers.totals import Family
 
 def page(number: float) -> list[Family]:
     return [
-        ["asked", "counter", "Asked.", [["asked_total", {}, number]]],
-        ["held", "gauge", "Held.", [["held", {}, number]]],
+        ["asked", "counter", "Asked.", [["asked_total", {}, number, None]]],
+        ["held", "gauge", "Held.", [["held", {}, number, None]]],
     ]
 
 
 def values(families: list[Family]) -> dict[str, float]:
-    return {sample: value for family in families for sample, _, value in family[3]}
+    return {sample: value for family in families for sample, _, value, _ in family[3]}
 
 
 @asynccontextmanager

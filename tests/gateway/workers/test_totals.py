@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from gateway.workers.totals import Family, as_registry, dump, lasting, merge
 
@@ -58,3 +64,27 @@ def test_what_a_process_held_ends_with_it() -> None:
 @pytest.mark.parametrize("pages", [[], [[]], [[], []]])
 def test_nothing_is_nothing(pages: list[list[Family]]) -> None:
     assert merge(pages) == []
+
+
+def test_newest_exemplar_survives_the_crossing_and_the_sum() -> None:
+    def page_with(trace: str | None, moment: float) -> list[Family]:
+        family = HistogramMetricFamily("took_seconds", "Took.", labels=[])
+        example = () if trace is None else (Exemplar({"trace_id": trace}, 0.5, moment),)
+        family.add_metric([], [("1.0", 1, *example), ("+Inf", 1)], 0.5)
+        registry = CollectorRegistry()
+        registry.register(_Fixed(family))
+        found: list[Family] = json.loads(json.dumps(dump(registry)))
+        return found
+
+    merged = merge([page_with("a", 2.0), page_with("b", 3.0), page_with("c", 1.0), page_with(None, 0.0)])
+    text = openmetrics(as_registry(merged)).decode()  # type: ignore[no-untyped-call]
+    assert 'took_seconds_bucket{le="1.0"} 4.0 # {trace_id="b"} 0.5 3.0' in text
+    assert text.count("trace_id") == 1
+
+
+class _Fixed(Collector):
+    def __init__(self, family: Metric) -> None:
+        self._family = family
+
+    def collect(self) -> Iterator[Metric]:
+        yield self._family
