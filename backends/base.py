@@ -19,7 +19,7 @@ class Operation(StrEnum):
 
 
 class BackendState(StrEnum):
-    """Life of an engine. Remote endpoints know only STOPPED and READY."""
+    """Life of an engine. One that runs elsewhere is STARTING, READY or FAILED as it says; STOPPED: nobody looks."""
 
     STOPPED = "stopped"
     STARTING = "starting"

@@ -11,6 +11,7 @@ from backends.engine import EngineBackend
 from backends.inquiry import openai_health
 from backends.kinds import KINDS
 from backends.launch import EnginePlan, gguf_engine_argv
+from backends.ollama.calls import OllamaCalls, ollama_health
 from backends.openai import OpenAIBackend
 from backends.process import EngineProcess
 from backends.remote import Dialect, RemoteBackend
@@ -43,6 +44,8 @@ def _backends(model: ModelSettings, engine: Callable[[EnginePlan], Backend]) -> 
     if model.gguf is not None:
         if model.gguf.openai is not None:
             yield openai_endpoint(GGUF, model.gguf.openai, model, model.gguf)
+        elif model.gguf.ollama is not None:
+            yield ollama_endpoint(model.gguf.ollama, model, model.gguf)
         else:
             yield engine(_gguf_plan(model, model.gguf))
     if model.vllm is not None:
@@ -57,6 +60,13 @@ def openai_endpoint(kind: str, address: str, model: ModelSettings, remote: Remot
     are."""
     look = partial(openai_health, names=(model.name, *model.aliases))
     return RemoteBackend(kind, access_to(address, remote), Dialect(partial(OpenAIBackend, kind), look))
+
+
+def ollama_endpoint(address: str, model: ModelSettings, gguf: GgufSettings) -> RemoteBackend:
+    """The Ollama server at `address`. Requests name its model whatever the client called it."""
+    name = gguf.model or model.name
+    calls = partial(OllamaCalls, GGUF, model=name, context_tokens=model.context_tokens)
+    return RemoteBackend(GGUF, access_to(address, gguf), Dialect(calls, partial(ollama_health, model=name), False))
 
 
 def _gguf_plan(model: ModelSettings, gguf: GgufSettings) -> EnginePlan:

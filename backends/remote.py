@@ -1,6 +1,6 @@
 """RemoteBackend: a model served by an endpoint that somebody else runs, behind the Backend seam.
 
-Neighbours: access.py (where it is), openai.py (the calls), inquiry.py (is it well), factory.py (builds this).
+Neighbours: access.py (where it is), openai.py and ollama/ (calls), inquiry.py (is it well), factory.py (builds this).
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from backends.base import BackendResponse, BackendState, InferenceRequest
 from backends.errors import BackendUnavailable
 from backends.http import HttpClient
 from backends.inquiry import Health, Inquiry
+from backends.ollama.calls import OllamaCalls
 from backends.openai import OpenAIBackend
 
 logger = logging.getLogger(__name__)
 
 
 class Dialect(NamedTuple):
-    """How to talk to one kind of endpoint: `calls` makes the calling side, `look` asks how it is."""
+    """How to talk to one kind of endpoint: `calls` makes the calling side, `look` asks how it is; a `metered` one tells
+    its load."""
 
-    calls: Callable[[HttpClient, Callable[[], BackendState]], OpenAIBackend]
+    calls: Callable[[HttpClient, Callable[[], BackendState]], OpenAIBackend | OllamaCalls]
     look: Callable[[Inquiry], Awaitable[Health]]
+    metered: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class RemoteBackend:
     """The calls to one endpoint, whose connections it owns. `name` is the kind of engine there, `address` where it is.
 
     From start to stop it is looked at: STARTING until the first look and while its model loads, then READY or FAILED,
-    `failure` being why. `inquiry` asks it anything else."""
+    `failure` being why. `inquiry` asks it how busy it is, None for one that cannot tell."""
 
     def __init__(self, name: str, access: Access, dialect: Dialect, rhythm: Rhythm | None = None) -> None:
         self.name = name
@@ -59,7 +62,8 @@ class RemoteBackend:
         # No deadlines down here: how long an answer may take is for the caller to say, who knows the client.
         self._client = access.client(response_timeout_seconds=inf, idle_timeout_seconds=inf)
         self._calls = dialect.calls(self._client, lambda: self.state)
-        self.inquiry = Inquiry(access.client(max_connections=2))
+        self._inquiry = Inquiry(access.client(max_connections=2))
+        self.inquiry = self._inquiry if dialect.metered else None
         # From start to stop:
         self._task: asyncio.Task[None] | None = None
         self._doubt = asyncio.Event()
@@ -91,13 +95,13 @@ class RemoteBackend:
             self._task.cancel()
             await asyncio.wait({self._task})
         await self._client.aclose()
-        await self.inquiry.aclose()
+        await self._inquiry.aclose()
 
     async def _watch(self) -> None:
         pause_seconds = self._rhythm.trouble_seconds
         while True:
             self._refresh()
-            self._believe(await self._dialect.look(self.inquiry))
+            self._believe(await self._dialect.look(self._inquiry))
             if self.state is BackendState.READY and not self._suspected:
                 pause_seconds = self._rhythm.trouble_seconds
                 await self._rest(self._rhythm.steady_seconds)
@@ -139,4 +143,4 @@ class RemoteBackend:
 
     def _show_credentials(self) -> None:
         credentials: tuple[Header, ...] = self._access.key.headers()
-        self._calls.credentials = self.inquiry.headers = credentials
+        self._calls.credentials = self._inquiry.headers = credentials

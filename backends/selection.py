@@ -83,7 +83,7 @@ def _gguf_choice(model: ModelSettings, profile: Profile, around: Surroundings | 
     settings = model.gguf
     if settings is None:
         return
-    place = settings.source or settings.openai or ""
+    place = settings.source or settings.url or ""
     fit = _fit_of_gguf(model, settings, around)
     yield Choice(GGUF, place, True, _role_of_gguf(model, profile), _against(fit), fit)
 

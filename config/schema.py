@@ -19,13 +19,19 @@ from config.vllm import VllmSettings
 
 
 class GgufSettings(RemoteSettings):
-    """A model served by a GGUF engine: ours on a file (`source`), or one that runs elsewhere (`openai`)."""
+    """A model served by a GGUF engine: ours on a file (`source`), or one that runs elsewhere (`openai`, `ollama`)."""
 
     source: SourcePath | None = None
     """`demo` (the bundled model) or the path of a .gguf file; a relative path starts at the config file's folder."""
 
     openai: Endpoint | None = None
     """Instead of `source`: base URL of an OpenAI endpoint that serves the model under the same name (llama-server)."""
+
+    ollama: Endpoint | None = None
+    """Instead of `source`: URL of an Ollama server, which is called by its native API."""
+
+    model: ModelName | None = None
+    """The model's name in Ollama, `phi3` or `llama3:8b`. Unset: the same name as here."""
 
     parallel: Annotated[int, Field(strict=True, ge=1, le=256)] | Literal["auto"] = "auto"
     """Answers computed at the same time. `auto` fits the machine."""
@@ -35,14 +41,21 @@ class GgufSettings(RemoteSettings):
 
     @model_validator(mode="after")
     def _one_engine(self) -> GgufSettings:
-        if (self.source is None) == (self.openai is None):
-            text = "should have either source (a GGUF file) or openai (the URL of an endpoint)"
+        if [self.source, self.openai, self.ollama].count(None) != 2:
+            text = "should have either source (a GGUF file), openai or ollama (the URL of a server)"
             raise PydanticCustomError("one_engine", text)
-        if self.openai is not None and (self.parallel, self.threads) != ("auto", "auto"):
-            text = "parallel and threads belong to source; the endpoint at openai has settings of its own"
+        if self.source is None and (self.parallel, self.threads) != ("auto", "auto"):
+            text = "parallel and threads belong to source; a server elsewhere has settings of its own"
             raise PydanticCustomError("not_our_engine", text)
-        self.check_remote(() if self.openai is None else (self.openai,))
+        if self.model is not None and self.ollama is None:
+            raise PydanticCustomError("not_ollama", "model belongs to ollama")
+        self.check_remote(() if self.url is None else (self.url,))
         return self
+
+    @property
+    def url(self) -> str | None:
+        """Where it runs, if that is elsewhere."""
+        return self.openai or self.ollama
 
 
 class ModelSettings(Tree):
@@ -84,7 +97,7 @@ class ModelSettings(Tree):
     @property
     def places(self) -> tuple[str, ...]:
         """What serves it, for people: files and URLs."""
-        gguf = () if self.gguf is None else (self.gguf.source or self.gguf.openai or "",)
+        gguf = () if self.gguf is None else (self.gguf.source or self.gguf.url or "",)
         return (*gguf, *(() if self.vllm is None else self.vllm.places))
 
 

@@ -25,8 +25,10 @@ from backends.access import Access
 from backends.base import Backend, BackendState
 from backends.gguf.demo import DEMO_MODEL_PATH
 from backends.inquiry import openai_health
+from backends.ollama.calls import OllamaCalls, ollama_health
 from backends.openai import OpenAIBackend
 from backends.remote import Dialect, RemoteBackend, Rhythm
+from tests.backends.ollama.server import OllamaServer
 from tests.backends.vllm_shaped import Replica
 from tests.benchmarks.bench_engine_build import kept_llama_server
 from tests.engine import running_engine, wait_for
@@ -72,6 +74,7 @@ def endpoint(kind: str, address: str) -> RemoteBackend:
 
 async def requests_of(backend: RemoteBackend) -> int:
     """What the engine's own /metrics say."""
+    assert backend.inquiry is not None
     load = await backend.inquiry.load()
     return load.running + load.waiting
 
@@ -88,7 +91,7 @@ async def fake(_: pytest.FixtureRequest) -> AsyncIterator[Subject]:
 
 
 @asynccontextmanager
-async def vllm_shaped(_: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+async def vllm_shaped(_: pytest.FixtureRequest | Path) -> AsyncIterator[Subject]:
     """A server with vLLM's manners and no model."""
     async with Replica(MODEL, token_seconds=0.002) as replica, reaching(endpoint("vllm", replica.address)) as backend:
 
@@ -114,11 +117,25 @@ async def llama_server(request: pytest.FixtureRequest) -> AsyncIterator[Subject]
         yield Subject(backend, partial(requests_of, backend), endless={"ignore_eos": True}, any_model=True)
 
 
+@asynccontextmanager
+async def ollama(_: pytest.FixtureRequest | Path) -> AsyncIterator[Subject]:
+    """A server of Ollama's protocol; it gets the configured model, whatever a request is called by."""
+    async with OllamaServer("phi3:latest", token_seconds=0.002) as server:
+        dialect = Dialect(partial(OllamaCalls, "gguf", model="phi3"), partial(ollama_health, model="phi3"), False)
+        async with reaching(RemoteBackend("gguf", Access(server.address), dialect, RHYTHM)) as backend:
+
+            async def running() -> int:
+                return server.running
+
+            yield Subject(backend, running, server.die, any_model=True)
+
+
 KINDS: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Subject]]] = {
     "fake": fake,
     "vllm-shaped": vllm_shaped,
     "gguf": gguf,
     "llama-server": llama_server,
+    "ollama": ollama,
 }
 
 
@@ -138,21 +155,11 @@ async def llama_server_alone(folder: Path) -> AsyncIterator[Subject]:
             yield _mortal(backend, process)
 
 
-@asynccontextmanager
-async def vllm_shaped_alone(_: Path) -> AsyncIterator[Subject]:
-    """The same for the server with vLLM's manners."""
-    async with Replica(MODEL, token_seconds=0.002) as replica, reaching(endpoint("vllm", replica.address)) as backend:
-
-        async def running() -> int:
-            return replica.running
-
-        yield Subject(backend, running, replica.die)
-
-
 MORTALS: Mapping[str, Callable[[Path], AbstractAsyncContextManager[Subject]]] = {
-    "vllm-shaped": vllm_shaped_alone,
+    "vllm-shaped": vllm_shaped,
     "gguf": gguf_alone,
     "llama-server": llama_server_alone,
+    "ollama": ollama,
 }
 
 

@@ -115,7 +115,7 @@ async def test_endpoint_that_comes_back_is_taken_back(caplog: pytest.LogCaptureF
 async def test_one_slow_answer_changes_nothing_and_two_do() -> None:
     async with Replica("llama3") as replica, watching(Access(replica.address)) as backend:
         await reaches(backend, BackendState.READY)
-        backend.inquiry._timeout_seconds = 0.05
+        backend._inquiry._timeout_seconds = 0.05
         replica.hears.clear()
         await until(lambda: backend._suspected)
         assert backend.state is BackendState.READY

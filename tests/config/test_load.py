@@ -145,7 +145,7 @@ MODEL = "models:\n  - name: a\n    gguf: {source: demo}\n"
         (MODEL + "    context_tokens: 1", "line 4: models[0].context_tokens: should be greater than or equal to 64"),
         (
             "models:\n  - name: a\n    gguf: {parallel: 1}",
-            "line 3: models[0].gguf: should have either source (a GGUF file) or openai (the URL of an endpoint)",
+            "line 3: models[0].gguf: should have either source (a GGUF file), openai or ollama (the URL of a server)",
         ),
         (
             "models:\n  - name: a\n    gguf: {openai: x}",

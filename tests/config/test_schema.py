@@ -97,6 +97,8 @@ def test_other_urls_are_refused(url: str) -> None:
         ({"source": "demo", "openai": "http://x"}, "either source"),
         ({"openai": "http://x", "parallel": 2}, "belong to source"),
         ({"openai": "http://x", "threads": 2}, "belong to source"),
+        ({"source": "demo", "ollama": "http://x"}, "either source"),
+        ({"source": "demo", "model": "phi3"}, "model belongs to ollama"),
         ({"source": "demo", "api_key": "k"}, "for endpoints that run elsewhere"),
         ({"openai": "http://x", "tls": {}}, "no URL that begins with https"),
         ({"openai": "http://x", "api_key": "k", "api_key_file": "f"}, "either api_key or api_key_file"),
