@@ -22,13 +22,15 @@ _LOAD_TIMEOUT_SECONDS = 600
 
 @dataclass(slots=True)
 class Exchange:
-    """One request on the wire. Times are of time.perf_counter; `fragments` are pieces of the body as they arrived."""
+    """One request on the wire. Times are of time.perf_counter; `fragments` are pieces of the body as they arrived;
+    `backend` is the answer's x-upshift-backend."""
 
     sent_at: float = 0.0
     ended_at: float = 0.0
     status: int = 0
     fragments: list[tuple[float, bytes]] = field(default_factory=list)
     failure: str = ""
+    backend: str = ""
 
     @property
     def body(self) -> bytes:
@@ -127,6 +129,10 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
         self._end(f"the connection ended before the answer did: {exc or 'closed'}")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"x-upshift-backend":
+            self._exchange.backend = value.decode()
 
     def on_body(self, data: bytes) -> None:
         self._exchange.fragments.append((time.perf_counter(), data))

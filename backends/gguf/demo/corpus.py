@@ -292,4 +292,4 @@ def conversation(source: Source, progress: float) -> Conversation:
     copy_share = max(0.0, 0.9 - 16.0 * progress)
     if rng.random() < copy_share:
         return copying(source)
-    return tool_chat(source) if rng.random() < 0.5 else chat(source)
+    return tool_chat(source) if rng.random() < 0.55 else chat(source)

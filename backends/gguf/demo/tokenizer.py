@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from itertools import islice
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -18,11 +19,12 @@ _SPACE = "Ġ"
 _PIECES = r" |'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+|\s"
 
 
-def train_tokenizer(texts: list[str], vocabulary: int, spaced_words: int) -> Tokenizer:
+def train_tokenizer(texts: list[str], vocabulary: int, spaced_words: int, in_pieces: Collection[str]) -> Tokenizer:
     """Learns merges inside words first, then joins a space to the `spaced_words` most frequent whole tokens.
 
     So a word that follows a space is cut as it is without one, which makes copying a value from a
-    sentence into JSON the same tokens again; digits stay single, which makes adding learnable.
+    sentence into JSON the same tokens again; digits stay single, which makes adding learnable. Words that are to stay
+    `in_pieces` have no token of their own, however frequent they are.
     """
     base = Tokenizer(models.BPE())
     base.pre_tokenizer = pre_tokenizers.Sequence(
@@ -37,8 +39,9 @@ def train_tokenizer(texts: list[str], vocabulary: int, spaced_words: int) -> Tok
     )
     base.train_from_iterator(texts, trainer)
     model = json.loads(base.to_str())["model"]
-    merges = [tuple(pair) for pair in model["merges"]]
-    merges += [(_SPACE, token) for token in _after_space(base, texts, spaced_words)]
+    merges = [tuple(pair) for pair in model["merges"] if "".join(pair) not in in_pieces]
+    spaced = (token for token in _after_space(base, texts, spaced_words + len(in_pieces)) if token not in in_pieces)
+    merges += [(_SPACE, token) for token in islice(spaced, spaced_words)]
     vocab: dict[str, int] = dict(model["vocab"])
     for left, right in merges:
         vocab.setdefault(left + right, len(vocab))

@@ -49,6 +49,10 @@ def _argument_name(source: Source, kind: str) -> str:
     rng = source.rng
 
     def make() -> str:
+        # Any word may name an argument in training: the usual ones alone are learned by heart and not copied.
+        if not source.held_out and rng.random() < 0.45:
+            make_word = source.pseudo if rng.random() < 0.5 else source.plain
+            return random_identifier(source, [make_word() for _ in range(rng.choice((1, 1, 1, 2)))])
         if rng.random() < 0.2:
             return random_identifier(source, [_noun(source)] + [rng.choice(("id", "name", "key"))] * rng.randint(0, 1))
         return rng.choice(TEXT_ARGUMENTS if kind == "string" else NUMBER_ARGUMENTS)

@@ -23,7 +23,7 @@ from backends.gguf.demo.corpus import QUESTIONS, conversation
 from backends.gguf.demo.model import DemoLlama, ModelShape
 from backends.gguf.demo.optimizer import Muon
 from backends.gguf.demo.tokenizer import train_tokenizer
-from backends.gguf.demo.words import LEXICON, Source
+from backends.gguf.demo.words import IN_PIECES, LEXICON, Source
 from backends.gguf.demo.write_gguf import write_gguf
 
 SEED = 20
@@ -46,7 +46,7 @@ def make_tokenizer(shape: ModelShape) -> Tokenizer:
     texts = [text for entry in QUESTIONS for text in (*entry["ask"], entry["answer"])] * 3
     texts += LEXICON * 30
     texts += [MARKERS.sub(" ", text) for _ in range(1200) for text, _ in conversation(source, 1.0).parts()]
-    return train_tokenizer(texts, shape.vocabulary, spaced_words=210)
+    return train_tokenizer(texts, shape.vocabulary, spaced_words=210, in_pieces=IN_PIECES)
 
 
 def encode(tokenizer: Tokenizer, made: Conversation) -> Example:
