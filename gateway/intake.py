@@ -21,18 +21,20 @@ MAX_BRACKETS = 200_000
 # Whichever of its kind an engine goes by, what it may produce is at most the largest.
 _CAPS = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens"})
 _COUNTS = frozenset({"n", "best_of"})
-# What not every engine has, by the field that asks for it. vLLM ignores the guided_ ones since 0.12.
+# vLLM's own ways to constrain an answer; it ignores the guided_ ones since 0.12.
+_GUIDED = frozenset({"structured_output", "guided_decoding"})
+# What not every engine has, by the field that asks for it.
 _FEATURES = {
-    "tools": "tools",
-    "functions": "tools",
-    "logprobs": "logprobs",
-    "top_logprobs": "logprobs",
-    "response_format": "structured_output",
-    "structured_outputs": "structured_output",
-    "guided_json": "structured_output",
-    "guided_regex": "structured_output",
-    "guided_choice": "structured_output",
-    "guided_grammar": "structured_output",
+    "tools": frozenset({"tools"}),
+    "functions": frozenset({"tools"}),
+    "logprobs": frozenset({"logprobs"}),
+    "top_logprobs": frozenset({"logprobs"}),
+    "response_format": frozenset({"structured_output"}),
+    "structured_outputs": _GUIDED,
+    "guided_json": _GUIDED,
+    "guided_regex": _GUIDED,
+    "guided_choice": _GUIDED,
+    "guided_grammar": _GUIDED,
 }
 _ENVELOPE = frozenset({"model", "stream", "stream_options"}) | _CAPS | _COUNTS | _FEATURES.keys() | caps.CAPS.keys()
 
@@ -101,7 +103,7 @@ def _features(envelope: dict[str, Any]) -> frozenset[str]:
         found.add("logprobs")  # of a completion: the chosen token's alone
     if envelope.get("response_format") == (("type", "text"),):
         found.discard("response_format")
-    return frozenset(_FEATURES[name] for name in found)
+    return _NO_FEATURES.union(*(_FEATURES[name] for name in found))
 
 
 def _asked_for(envelope: dict[str, Any]) -> tuple[int | None, int]:

@@ -14,7 +14,7 @@ from routing.upstream import Upstream
 
 # What the requests of our own GGUF engine cannot have (backends/gguf/protocol.py); of engines that run elsewhere nobody
 # knows.
-OUR_ENGINE_LACKS = frozenset({"structured_output", "images"})
+OUR_ENGINE_LACKS = frozenset({"guided_decoding", "images"})
 
 
 def upstreams_of(model: ModelSettings, backends: Sequence[Backend]) -> tuple[Upstream, ...]:

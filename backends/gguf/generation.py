@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from backends.gguf.constrain import Grammar
 from backends.gguf.sampler import SamplingParams, TokenLogprob, TokenSampler
 from backends.gguf.scheduler import Sequence
 from backends.gguf.text import TextStream
@@ -33,6 +34,7 @@ class Generation:
     stop: tuple[str, ...]
     deliver: Callable[[Output], None]
     streamed: bool
+    grammar: Grammar | None = None
     cancelled: bool = False
     completion_tokens: int = 0
     sequence: Sequence = field(init=False)

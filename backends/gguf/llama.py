@@ -115,6 +115,13 @@ class Model:
         self.end_tokens = frozenset(t for t in range(self.n_vocab) if C.llama_vocab_is_eog(self._vocab, t))
         self.pieces = [self._piece(token) for token in range(self.n_vocab)]
         self.longest_piece_bytes = max(map(len, self.pieces), default=1)
+        unwritten = [token for token, piece in enumerate(self.pieces) if not piece and token not in self.end_tokens]
+        self.hidden_tokens = np.array(unwritten, dtype=np.int64)
+
+    @property
+    def vocab(self) -> Any:
+        """The C vocabulary."""
+        return self._vocab
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -300,6 +307,58 @@ class SamplerChain:
         if self.pointer:
             C.llama_sampler_free(self.pointer)
             self.pointer = None
+
+
+_TOKEN_DATA = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
+
+
+class GrammarState:
+    """Where one answer stands in a grammar (GBNF, rule `root`). What it takes ends the process if it does not fit, as
+    llama.cpp has it: only tokens that it `admits` may be given to `accept`."""
+
+    def __init__(self, model: Model, text: str) -> None:
+        """Raises LlamaError for a grammar that llama.cpp does not understand."""
+        self._end_tokens = model.end_tokens
+        self._hidden = model.hidden_tokens
+        self._pointer = C.llama_sampler_init_grammar(model.vocab, text.encode(), b"root")
+        if not self._pointer:
+            raise LlamaError(f"the grammar cannot be used{_last_words()}")
+
+    def admits(self, token: int) -> bool:
+        """Whether `token` may come next."""
+        return bool(self._admitted(np.array([token]))[0])
+
+    def restrict(self, logits: npt.NDArray[np.float32]) -> bool:
+        """Makes every token impossible that may not come next, in place. False where none may."""
+        admitted = self._admitted(np.arange(len(logits)))
+        logits[~admitted] = -np.inf
+        return bool(np.isfinite(logits).any())
+
+    def _admitted(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        data = np.zeros(len(tokens), dtype=_TOKEN_DATA)
+        data["id"] = tokens
+        array = C.llama_token_data_array(data.ctypes.data_as(C.llama_token_data_p), len(tokens), -1, False)
+        C.llama_sampler_apply(self._pointer, ctypes.byref(array))
+        admitted: npt.NDArray[np.bool_] = np.isfinite(data["logit"])
+        # Tokens that write nothing would stand for their names here.
+        admitted[np.isin(tokens, self._hidden)] = False
+        return admitted
+
+    def accept(self, token: int) -> None:
+        """Goes on behind `token`. The end of an answer is no part of it."""
+        if token not in self._end_tokens:
+            C.llama_sampler_accept(self._pointer, token)
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._pointer:
+            C.llama_sampler_free(self._pointer)
+            self._pointer = None
+
+
+def check_grammar(model: Model, text: str) -> None:
+    """Raises LlamaError for a grammar that llama.cpp does not understand."""
+    GrammarState(model, text).close()
 
 
 def _check_memory(slots: int, slot_tokens: int, model: Model) -> None:

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from backends.gguf.constrain import Grammar, json_grammar, tool_grammar
+
 MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
 MAX_LOGIT_BIAS = 1024
@@ -118,8 +120,31 @@ class Tool(_Body):
     function: Function
 
 
+class ToolName(_Body):
+    name: str = Field(max_length=256)
+
+
+class ToolChoice(_Body):
+    type: Literal["function"]
+    function: ToolName
+
+
+class JsonSchema(_Body):
+    name: str = Field("", max_length=256)
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
 class ResponseFormat(_Body):
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_where_one_is_due(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema: belongs to the type json_schema")
+        return self
 
 
 class ChatRequest(_Sampling):
@@ -130,7 +155,7 @@ class ChatRequest(_Sampling):
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[Tool] | None = Field(None, min_length=1, max_length=MAX_TOOLS)
-    tool_choice: Literal["auto", "none"] = "auto"
+    tool_choice: Literal["auto", "none", "required"] | ToolChoice = "auto"
     parallel_tool_calls: bool = True
     response_format: ResponseFormat | None = None
 
@@ -139,6 +164,30 @@ class ChatRequest(_Sampling):
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: only allowed when logprobs is true")
         return self
+
+    @model_validator(mode="after")
+    def _tools_alone(self) -> Self:
+        if self.tool_choice not in ("auto", "none") and not self.tools:
+            raise ValueError("tool_choice: needs tools")
+        if isinstance(self.tool_choice, ToolChoice):
+            names = [tool.function.name for tool in self.tools or ()]
+            if self.tool_choice.function.name not in names:
+                raise ValueError(f"tool_choice: there is no tool {self.tool_choice.function.name!r}")
+        if self.tools and self.tool_choice != "none" and self.response_format and self.response_format.type != "text":
+            raise ValueError("response_format: not together with tools")
+        return self
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the answer has to keep to. Raises UnsupportedSchema, which is about `response_format`."""
+        if self.tools and self.tool_choice != "none":
+            wanted = self.tool_choice.function.name if isinstance(self.tool_choice, ToolChoice) else None
+            tools = [(t.function.name, t.function.parameters) for t in self.tools if wanted in {None, t.function.name}]
+            return tool_grammar(tools, forced=self.tool_choice != "auto", several=self.parallel_tool_calls)
+        form = self.response_format
+        if form is None or form.type == "text":
+            return None
+        return json_grammar(None if form.json_schema is None else form.json_schema.schema_)
 
     @property
     def answer_tokens(self) -> int | None:

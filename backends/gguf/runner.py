@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
+from backends.gguf.constraint import Constraint
 from backends.gguf.generation import Generation, Output
 from backends.gguf.llama import Context, DecodeError, FloatMatrix, LlamaError, Model, self_check
 from backends.gguf.options import EngineOptions, default_parallel, default_threads, min_copy_tokens
@@ -262,7 +263,10 @@ class Engine(threading.Thread):
                 self._take_token(generation, best[output], None)
 
     def _start_answer(self, generation: Generation) -> TokenSampler:
-        generation.sampler = TokenSampler(generation.params, prompt=generation.prompt, end_tokens=self.model.end_tokens)
+        constraint = None if generation.grammar is None else Constraint(self.model, generation.grammar)
+        generation.sampler = TokenSampler(
+            generation.params, prompt=generation.prompt, end_tokens=self.model.end_tokens, constraint=constraint
+        )
         self.counters.prompt_tokens += len(generation.prompt)
         self.counters.cached_tokens += generation.sequence.cached_tokens
         return generation.sampler

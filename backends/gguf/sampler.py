@@ -1,7 +1,8 @@
 """Draws the next token of one sequence from its row of logits; alone or in a batch, the same seed draws the same.
 
 Bias, penalties and bans are applied here to the row in place (OpenAI's and vLLM's formulae); the draw itself is an
-argmax or llama.cpp's sampler chain (llama.py). Used by runner.py, one `TokenSampler` per sequence.
+argmax or llama.cpp's sampler chain (llama.py), repeated where a grammar forbids what it gave (constraint.py). Used by
+runner.py, one `TokenSampler` per sequence.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from backends.gguf.constraint import Constraint
 from backends.gguf.llama import Context, SamplerChain, SamplerSettings
 
 # As in vLLM: dividing logits by less overflows float32.
@@ -50,8 +52,17 @@ class TokenLogprob:
 class TokenSampler:
     """State of the drawing for one sequence: what was written so far and the C sampler chain. Call close()."""
 
-    def __init__(self, params: SamplingParams, *, prompt: Sequence[int], end_tokens: frozenset[int]) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        *,
+        prompt: Sequence[int],
+        end_tokens: frozenset[int],
+        constraint: Constraint | None = None,
+    ) -> None:
+        """Owns `constraint`."""
         self._params = params
+        self._constraint = constraint
         self._end_tokens = np.fromiter(end_tokens, dtype=np.int64)
         self._written: dict[int, int] = {}
         self._penalised = params.frequency_penalty != 0 or params.presence_penalty != 0
@@ -69,7 +80,8 @@ class TokenSampler:
         # Bans and an argmax are all there is to do: runner.py takes the argmax of a whole batch in one call.
         self.plain_greedy = not (
             self._chain or self._penalised or self._seen is not None or params.logit_bias or self.wants_logprobs
-        )
+            or constraint
+        )  # fmt: skip
 
     def ban(self, logits: FloatRow, written: int) -> None:
         """Makes tokens impossible that must not come after `written` tokens; in place."""
@@ -81,12 +93,23 @@ class TokenSampler:
         raw = logits.copy() if self.wants_logprobs else None
         self._adjust(logits)
         self.ban(logits, written)
-        token = int(logits.argmax()) if self._chain is None else context.sample(self._chain, row)
+        token = self._pick(context, logits, row)
+        if self._constraint is not None:
+            # Nearly always it wants what it may: looking at one token first spares looking at all of them.
+            if not self._constraint.allows(token):
+                token = self._pick(context, logits, row) if self._constraint.restrict(logits) else self._end()
+            self._constraint.accept(token)
         if self._penalised:
             self._written[token] = self._written.get(token, 0) + 1
         if self._seen is not None:
             self._seen.add(token)
         return token, None if raw is None else _logprob(raw, token, self._params.top_logprobs or 0)
+
+    def _pick(self, context: Context, logits: FloatRow, row: int) -> int:
+        return int(logits.argmax()) if self._chain is None else context.sample(self._chain, row)
+
+    def _end(self) -> int:
+        return int(self._end_tokens.min())
 
     def _adjust(self, logits: FloatRow) -> None:
         """Bias, then penalties: vLLM's order."""
@@ -104,9 +127,11 @@ class TokenSampler:
             logits[tokens] -= counts * np.float32(params.frequency_penalty) + np.float32(params.presence_penalty)
 
     def close(self) -> None:
-        """Idempotent; frees the C chain."""
+        """Idempotent; frees what is C's."""
         if self._chain is not None:
             self._chain.close()
+        if self._constraint is not None:
+            self._constraint.close()
 
 
 def _logprob(logits: FloatRow, token: int, top: int) -> TokenLogprob:

@@ -29,8 +29,10 @@ from backends.gguf.asgi import (
     send_refusal,
 )
 from backends.gguf.chat import ChatTemplate, TemplateError, plain_messages
+from backends.gguf.constrain import Grammar, UnsupportedSchema
 from backends.gguf.delivery import Inbox, stream, watch, whole
 from backends.gguf.generation import Generation
+from backends.gguf.llama import LlamaError, check_grammar
 from backends.gguf.metrics import exposition
 from backends.gguf.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from backends.gguf.runner import Engine
@@ -90,9 +92,10 @@ class EngineApp:
 
     async def _chat(self, receive: Receive, send: Send) -> None:
         body = await self._parse(receive, ChatRequest)
-        tools = body.tools if body.tool_choice == "auto" else None
+        tools = None if body.tool_choice == "none" else body.tools
+        grammar = await self._grammar(body)
         prompt = await self._chat_tokens(body.messages, tools)
-        generations, inbox = self._generations([prompt], body, body.answer_tokens)
+        generations, inbox = self._generations([prompt], body, grammar)
         answer = ChatAnswer(
             body.model or self._names[0],
             self._engine.model.pieces,
@@ -105,24 +108,32 @@ class EngineApp:
     async def _complete(self, receive: Receive, send: Send) -> None:
         body = await self._parse(receive, CompletionRequest)
         prompts = await self._prompts(body.prompt)
-        generations, inbox = self._generations(prompts, body, body.answer_tokens)
+        generations, inbox = self._generations(prompts, body)
         answer = CompletionAnswer(
-            body.model or self._names[0],
-            self._engine.model.pieces,
-            generations,
-            logprobs=body.logprobs is not None,
+            body.model or self._names[0], self._engine.model.pieces, generations, logprobs=body.logprobs is not None
         )
         await self._generate(answer, inbox, body, receive, send)
 
+    async def _grammar(self, body: ChatRequest) -> Grammar | None:
+        """Raises Refused for a schema that cannot be kept to, and one that llama.cpp does not understand."""
+        try:
+            grammar = body.grammar
+            if grammar is not None and not grammar.after:
+                await asyncio.to_thread(check_grammar, self._engine.model, grammar.text)
+        except (UnsupportedSchema, LlamaError) as error:
+            param = "response_format" if body.response_format is not None else "tools"
+            raise Refused(400, "invalid_request", f"{param}: {error}", param=param) from error
+        return grammar
+
     def _generations(
-        self, prompts: list[list[int]], body: ChatRequest | CompletionRequest, answer_tokens: int | None
+        self, prompts: list[list[int]], body: ChatRequest | CompletionRequest, grammar: Grammar | None = None
     ) -> tuple[list[Generation], Inbox]:
         """One Generation per prompt and choice, once it is sure that all can be served."""
         self._check_bias(body.logit_bias)
         most = self._engine.most_choices
         if len(prompts) * body.n > most:
             raise Refused(400, "invalid_request", f"n: at most {most} choices of all prompts together", param="n")
-        limits = [self._answer_tokens(prompt, answer_tokens, body) for prompt in prompts]
+        limits = [self._answer_tokens(prompt, body) for prompt in prompts]
         seed = secrets.randbits(32) if body.seed is None else body.seed
         inbox = Inbox()
         generations: list[Generation] = []
@@ -130,12 +141,14 @@ class EngineApp:
             for choice in range(body.n):
                 # Choice i draws with seed + i, so that choices differ.
                 params = _sampling(body, (seed + choice) % 2**32)
-                made = Generation(len(generations), prompt, max_tokens, params, body.stop, inbox.put, body.stream)
+                made = Generation(
+                    len(generations), prompt, max_tokens, params, body.stop, inbox.put, body.stream, grammar
+                )
                 generations.append(made)
         return generations, inbox
 
-    def _answer_tokens(self, prompt: list[int], wanted: int | None, body: ChatRequest | CompletionRequest) -> int:
-        context = self._engine.context_tokens
+    def _answer_tokens(self, prompt: list[int], body: ChatRequest | CompletionRequest) -> int:
+        context, wanted = self._engine.context_tokens, body.answer_tokens
         max_tokens = wanted if wanted is not None else max(context - len(prompt), 1)
         try:
             self._engine.check_fits(len(prompt), max_tokens)

@@ -159,7 +159,7 @@ def test_announced_length_is_enough_for_a_refusal(length: bytes) -> None:
         ({"logprobs": True, "top_logprobs": 2}, {"logprobs"}),
         ({"logprobs": 0}, {"logprobs"}),
         ({"response_format": {"type": "json_object"}}, {"structured_output"}),
-        ({"structured_outputs": {"regex": "a"}, "tools": [1]}, {"structured_output", "tools"}),
+        ({"structured_outputs": {"regex": "a"}, "tools": [1]}, {"structured_output", "guided_decoding", "tools"}),
     ],
     ids=str,
 )

@@ -15,6 +15,13 @@ HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello there"}
 
 
 JSON = {"content-type": "application/json"}
+LAMP = {"type": "object", "properties": {"watts": {"type": "integer"}, "on": {"type": "boolean"}}, "required": ["on"]}
+TOOL = {"type": "function", "function": {"name": "set_lamp", "parameters": LAMP}}
+
+
+def schema(of: dict[str, Any]) -> dict[str, Any]:
+    """A response_format."""
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": of}}
 
 
 def chat(engine: EngineUnderTest, **fields: Any) -> httpx.Response:
@@ -204,7 +211,11 @@ def test_every_name_is_listed_and_answers(engine: EngineUnderTest) -> None:
         ({"seed": 2**70}, 400, "invalid_request", "seed"),
         ({"tools": []}, 400, "invalid_request", "tools"),
         ({"tool_choice": "required"}, 400, "invalid_request", "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, 400, "invalid_request", "response_format.type"),
+        ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, 400, "invalid_request", "tool_choice"),
+        ({"response_format": {"type": "json_schema"}}, 400, "invalid_request", "response_format"),
+        ({"response_format": schema({"type": "string", "pattern": "a"})}, 400, "invalid_request", "response_format"),
+        ({"response_format": schema({"$ref": "#"})}, 400, "invalid_request", "response_format"),
+        ({"response_format": {"type": "json_object"}, "tools": [TOOL]}, 400, "invalid_request", "response_format"),
         ({"guided_json": {}}, 400, "invalid_request", "guided_json"),
     ],
     ids=lambda value: json.dumps(value)[:40] if isinstance(value, dict) else None,
@@ -302,3 +313,49 @@ def test_the_cache_holds_what_the_scheduler_believes(engine: EngineUnderTest) ->
     wait_for(lambda: engine.metric("upshift_engine_running") == 0, seconds=10)
     assert engine.metric("upshift_engine_kv_mismatches") == 0
     assert engine.metric("upshift_engine_kv_reserved_tokens") == 0
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_an_answer_keeps_to_its_schema_whatever_the_model_would_write(
+    engine: EngineUnderTest, temperature: float
+) -> None:
+    """The model has random weights: it would write noise."""
+    wanted = {
+        "type": "object",
+        "properties": {
+            "colour": {"enum": ["red", "grün"]},
+            "lamps": {"type": "array", "items": {"$ref": "#/$defs/lamp"}, "minItems": 1, "maxItems": 2},
+        },
+        "required": ["colour", "lamps"],
+        "$defs": {"lamp": LAMP},
+    }
+    response = chat(engine, response_format=schema(wanted), temperature=temperature, seed=3, max_tokens=400, n=2)
+    for choice in response.json()["choices"]:
+        answer = json.loads(choice["message"]["content"])
+        assert choice["finish_reason"] == "stop"
+        assert answer["colour"] in {"red", "grün"}
+        assert 1 <= len(answer["lamps"]) <= 2
+        assert all(lamp.keys() <= {"watts", "on"} and isinstance(lamp["on"], bool) for lamp in answer["lamps"])
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "set_lamp"}}])
+def test_a_call_that_is_required_is_one_of_the_tools(engine: EngineUnderTest, choice: object) -> None:
+    other = {"type": "function", "function": {"name": "ring", "parameters": {"type": "object", "properties": {}}}}
+    fields = {"tools": [other, TOOL], "tool_choice": choice, "parallel_tool_calls": False, "max_tokens": 200}
+    for streamed in (False, True):
+        response = chat(engine, **fields, temperature=1.2, seed=4, stream=streamed)
+        if streamed:
+            *_, last = (event["choices"][0] for event in events(response) if event["choices"])
+            (call,) = [c for e in events(response) for c in e["choices"][0]["delta"].get("tool_calls", ())]
+        else:
+            last = response.json()["choices"][0]
+            (call,) = last["message"]["tool_calls"]
+        assert last["finish_reason"] == "tool_calls"
+        assert call["function"]["name"] in ({"set_lamp"} if isinstance(choice, dict) else {"set_lamp", "ring"})
+        assert json.loads(call["function"]["arguments"]).keys() <= {"watts", "on"}
+
+
+def test_tools_alone_change_nothing_until_a_call_is_opened(engine: EngineUnderTest) -> None:
+    plain = chat(engine, tools=[TOOL], tool_choice="auto").json()["choices"][0]
+    assert plain["message"]["content"]
+    assert plain["finish_reason"] == "length"
