@@ -21,6 +21,11 @@ Requests = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 Seconds = Annotated[float, Field(strict=True, ge=0, le=86400)]
 
 
+# Of one backend. `auto`: what its engine computes at once where that is configured, otherwise as many as come.
+# `adaptive`: found out by the time to the first token.
+MaxInFlight = Annotated[int, Field(strict=True, ge=1, le=100_000)] | Literal["auto", "adaptive"]
+
+
 class GraduateSettings(Tree):
     """When the policy `graduate` moves a model from GGUF to vLLM and back."""
 
@@ -93,6 +98,48 @@ class RuleSettings(Tree):
     """The backend that serves such a request, or `reject`: it is refused with 403."""
 
 
+class QueueSettings(Tree):
+    """Where requests of a model wait while none of its backends can take one more."""
+
+    max_waiting: Annotated[int, Field(strict=True, ge=0, le=1_000_000)] = 256
+    """Requests of one model that may wait; further ones get 503. Each worker has its equal share."""
+
+    max_wait_seconds: Seconds = 30.0
+    """Longest wait; then 503."""
+
+    ping_seconds: Annotated[float, Field(strict=True, gt=0, le=3600)] = 5.0
+    """A stream that waits so long gets its headers and a comment with its position, again and again until it starts."""
+
+    priority: dict[TierName, Annotated[int, Field(strict=True, ge=-1000, le=1000)]] = Field(default={}, max_length=100)
+    """By tier of the key: who waits with a higher number goes first. Others have 0."""
+
+
+class RetrySettings(Tree):
+    """What happens when a backend fails before the first byte of its answer."""
+
+    attempts: Annotated[int, Field(strict=True, ge=1, le=10)] = 3
+    """Times that a backend is asked for one request, the first one included."""
+
+    budget: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.2
+    """Further attempts of a model, as a share of its requests; ten are always kept for a bad moment."""
+
+
+class BreakerSettings(Tree):
+    """When a backend that fails is left alone, and how it comes back."""
+
+    failures: Annotated[int, Field(strict=True, ge=1, le=1000)] = 5
+    """Failures in a row that open the breaker."""
+
+    open_seconds: Annotated[float, Field(strict=True, gt=0, le=3600)] = 1.0
+    """How long it stays open at first; doubled with each failed trial, up to `max_open_seconds`."""
+
+    max_open_seconds: Annotated[float, Field(strict=True, gt=0, le=3600)] = 30.0
+    """Longest time without a trial."""
+
+    slow_start_seconds: Seconds = 10.0
+    """How long one that has come back takes to get its full share, where another one can serve meanwhile."""
+
+
 class ModelRoutingSettings(Tree):
     """What one model does differently."""
 
@@ -123,3 +170,15 @@ class RoutingSettings(Tree):
 
     rules: tuple[RuleSettings, ...] = Field(default=(), max_length=100)
     """Exceptions to the policy. The first one that matches decides."""
+
+    queue: QueueSettings = QueueSettings()
+    """Where requests wait."""
+
+    retry: RetrySettings = RetrySettings()
+    """Further attempts."""
+
+    breaker: BreakerSettings = BreakerSettings()
+    """Leaving failing backends alone."""
+
+    first_token_target_seconds: Annotated[float, Field(strict=True, gt=0, le=3600)] = 2.0
+    """Where `max_in_flight` is `adaptive`: a backend gets more requests at once until first tokens take longer."""

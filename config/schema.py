@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from config.edge import AdminSettings, LogSettings, TlsSettings
 from config.limits import LimitsSettings
 from config.remote import RemoteSettings
-from config.routing import ModelRoutingSettings, RoutingSettings
+from config.routing import MaxInFlight, ModelRoutingSettings, RoutingSettings
 from config.tree import DEMO_SOURCE, Endpoint, HostName, ModelName, Network, Profile, SourcePath, Tree
 from config.vllm import VllmSettings
 
@@ -38,6 +38,9 @@ class GgufSettings(RemoteSettings):
 
     threads: Annotated[int, Field(strict=True, ge=1, le=512)] | Literal["auto"] = "auto"
     """CPU threads of the engine. `auto` is the number of usable physical cores less one."""
+
+    max_in_flight: MaxInFlight = "auto"
+    """Requests sent to it at once; others wait in the gateway. `auto` is `parallel` where that is a number."""
 
     @model_validator(mode="after")
     def _one_engine(self) -> GgufSettings:

@@ -11,6 +11,7 @@ from pydantic import Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from config.remote import RemoteSettings
+from config.routing import MaxInFlight
 from config.tree import Endpoint, SourcePath
 
 _Word = Annotated[str, StringConstraints(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", strict=True)]
@@ -44,7 +45,7 @@ TAKEN_ARGS = {
 
 
 # What can be said of replicas that run elsewhere.
-_REMOTE = frozenset({"urls", "source", *RemoteSettings.model_fields})
+_REMOTE = frozenset({"urls", "source", "max_in_flight", *RemoteSettings.model_fields})
 
 
 class VllmSettings(RemoteSettings):
@@ -81,6 +82,10 @@ class VllmSettings(RemoteSettings):
 
     max_sequences: Annotated[int, Field(strict=True, ge=1, le=65536)] | None = None
     """Answers computed at the same time. Unset: vLLM chooses by the device."""
+
+    max_in_flight: MaxInFlight = "auto"
+    """Requests sent to one server at once; others wait in the gateway. `auto` is `max_sequences` where that is given,
+    otherwise as many as come."""
 
     max_queued: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 4096
     """Requests inside the engine, running and waiting, from which on it refuses further ones: the second line of

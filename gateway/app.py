@@ -41,17 +41,18 @@ def create_app(
     access_log: AccessLog | None = None,
     limits: LimitStore | None = None,
     worker: int = 0,
+    workers: int = 1,
     share: Callable[[CollectorRegistry], Scrape] | None = None,
 ) -> DataPlane:
     """The whole gateway. Its lifespan starts and stops the backends; nothing runs before that.
 
     `access_log` gets one line per inference request; without it none are written. `limits` is shared by all workers,
-    of which this is number `worker`. One of several workers gives `share`, which takes this application's numbers and
-    returns what /metrics shows: everybody's. It leaves it to the keeper of the engines to say when a model becomes
+    of which this is number `worker` of `workers`. One of several gives `share`, which takes this application's numbers
+    and returns what /metrics shows: everybody's. It leaves it to the keeper of the engines to say when a model becomes
     ready. Raises ConfigError for a keys file that cannot be used.
     """
     access_log = access_log or AccessLog(lambda _: None)
-    gateway = Gateway(settings, make_backends, access_log, limits or LimitStore(), worker)
+    gateway = Gateway(settings, make_backends, access_log, limits or LimitStore(), (worker, workers))
     scrape = share(gateway.registry) if share is not None else None
     return DataPlane(gateway, _control_plane(gateway, scrape))
 

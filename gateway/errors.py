@@ -152,6 +152,8 @@ TABLE: dict[type[Exception], Row] = {
     routing.ModelNotFound: Row(404, _REQUEST, "model_not_found"),
     routing.RequestRejected: Row(403, _REQUEST, "request_rejected"),
     routing.NotCapable: Row(400, _REQUEST, "invalid_request"),
+    routing.Overloaded: Row(503, _SERVER, "overloaded", retry_after_seconds=1.0),
+    routing.Unavailable: Row(503, _SERVER, "backend_unavailable", retry_after_seconds=5.0),
     backend.BackendError: Row(502, _SERVER, "backend_error", "The model's engine failed."),
     backend.BackendUnavailable: Row(
         503, _SERVER, "backend_unavailable", "The model is not available now; GET /readyz tells why.", 5.0

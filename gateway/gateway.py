@@ -44,13 +44,14 @@ class Gateway:
         make_backends: MakeBackends,
         access_log: AccessLog,
         limits: LimitStore,
-        worker: int = 0,
+        place: tuple[int, int] = (0, 1),
     ) -> None:
-        """Nothing runs before `start`. Raises ConfigError for a keys file that cannot be used."""
+        """`place` is which worker this is, and of how many. Nothing runs before `start`. Raises ConfigError for a keys
+        file that cannot be used."""
         self.settings = settings
         self._make_backends = make_backends
         self._limits = limits
-        self._worker = worker
+        self._worker, workers = place
         self._metrics = Metrics()
         self._journal = Journal(self._metrics, access_log)
         # Members without a place: as long as something runs on them, and while they are ended.
@@ -61,9 +62,11 @@ class Gateway:
         self.authenticator = Authenticator(self._principals(settings))
         self.served = assemble(settings, make_backends)
         self.readiness = health.Readiness(self.served.upstreams)
-        self.registry = registry_for(GatewayCollector(self._metrics, lambda: self.served.upstreams))
+        self.registry = registry_for(
+            GatewayCollector(self._metrics, lambda: self.served.upstreams, lambda: self._router.waiting)
+        )
         self.guard = _guard(settings)
-        self._router = Router(self.served.catalog, _plans(settings))
+        self._router = Router(self.served.catalog, _plans(settings), workers)
         self.relay = self._relay(settings, self.guard)
         self._name_series()
 

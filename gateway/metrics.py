@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -21,9 +21,11 @@ from gateway.histogram import (
     DURATION_SECONDS,
     FIRST_TOKEN_SECONDS,
     OVERHEAD_SECONDS,
+    WAIT_SECONDS,
     Histogram,
 )
 from gateway.live import counted_families, live_families
+from routing.ticket import Ticket
 from routing.upstream import Upstream
 
 UNKNOWN_MODEL = "unknown"
@@ -41,6 +43,7 @@ class Series:
     first_token: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_SECONDS))
     between_tokens: Histogram = field(default_factory=lambda: Histogram(BETWEEN_TOKENS_SECONDS))
     overhead: Histogram = field(default_factory=lambda: Histogram(OVERHEAD_SECONDS))
+    reasons: dict[str, int] = field(default_factory=dict)
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
@@ -65,6 +68,9 @@ class Metrics:
     def __init__(self) -> None:
         self._series: dict[tuple[str, str], Series] = {}
         self.cancelled: dict[str, int] = {"body": 0, "waiting": 0, "streaming": 0}
+        # By model: how long its requests waited for a place, and how often another backend was asked.
+        self.waits: dict[str, Histogram] = {}
+        self.retries: dict[str, int] = {}
         self.rate_limited: dict[str, int] = dict.fromkeys(LIMIT_KINDS, 0)
 
     def series(self, model: str, backend: str) -> Series:
@@ -74,6 +80,17 @@ class Metrics:
             found = self._series[model, backend] = Series()
         return found
 
+    def routed(self, model: str, series: Series, reason: str, ticket: Ticket) -> None:
+        """What routing did for a request of `model`, whose other numbers are in `series`."""
+        waits = self.waits.get(model)
+        if waits is None:
+            waits = self.waits[model] = Histogram(WAIT_SECONDS)
+        waits.observe(ticket.waited_seconds)
+        if reason:
+            series.reasons[reason] = series.reasons.get(reason, 0) + 1
+        if ticket.attempts > 1:
+            self.retries[model] = self.retries.get(model, 0) + ticket.attempts - 1
+
     def items(self) -> Iterable[tuple[list[str], Series]]:
         """([model, backend], series) of everything seen so far."""
         return [([*key], series) for key, series in self._series.items()]
@@ -82,14 +99,22 @@ class Metrics:
 class GatewayCollector(Collector):
     """Turns Metrics and the upstreams' live state into Prometheus families at scrape time."""
 
-    def __init__(self, metrics: Metrics, upstreams: Callable[[], Iterable[tuple[str, Upstream]]]) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        upstreams: Callable[[], Iterable[tuple[str, Upstream]]],
+        queues: Callable[[], Iterable[tuple[str, int]]] = lambda: (),
+    ) -> None:
+        """`upstreams` by model; `queues`: how many requests of each model wait."""
         self._metrics = metrics
         self._upstreams = upstreams
+        self._queues = queues
 
     def collect(self) -> Iterator[Metric]:
         """Called by prometheus_client for each scrape."""
         yield from self._traffic()
         yield from self._tokens()
+        yield from self._routing()
         yield from self._live()
 
     def _traffic(self) -> Iterator[Metric]:
@@ -135,6 +160,25 @@ class GatewayCollector(Collector):
         for limit, number in self._metrics.rate_limited.items():
             limited.add_metric([limit], number)
         yield limited
+
+    def _routing(self) -> Iterator[Metric]:
+        labels = [*_PAIR, "reason"]
+        decisions = CounterMetricFamily(
+            "upshift_routing_decisions", "Requests sent to a backend, and why.", labels=labels
+        )
+        for pair, series in self._metrics.items():
+            for reason, number in list(series.reasons.items()):
+                decisions.add_metric([*pair, reason], number)
+        waits = HistogramMetricFamily("upshift_queue_wait_seconds", "Time spent waiting for a place.", labels=["model"])
+        for model, histogram in self._metrics.waits.items():
+            waits.add_metric([model], list(histogram.cumulative()), histogram.total)
+        retries = CounterMetricFamily("upshift_retries", "Further attempts after a failure.", labels=["model"])
+        for model, number in self._metrics.retries.items():
+            retries.add_metric([model], number)
+        depth = GaugeMetricFamily("upshift_queue_depth", "Requests that wait for a place.", labels=["model"])
+        for model, number in self._queues():
+            depth.add_metric([model], number)
+        yield from (decisions, waits, retries, depth)
 
     def _live(self) -> Iterator[Metric]:
         yield from live_families(self._upstreams())

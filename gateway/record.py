@@ -13,6 +13,7 @@ from gateway.errors import ClientGone, RateLimited, row_for
 from gateway.histogram import Histogram
 from gateway.log import AccessLog
 from gateway.metrics import UNKNOWN_MODEL, Metrics
+from routing.ticket import Ticket
 
 
 @dataclass(slots=True)
@@ -37,6 +38,7 @@ class Record:
     bytes_out: int = 0
     usage: Usage | None = None
     trace_id: str = ""
+    ticket: Ticket | None = None
 
 
 class Journal:
@@ -67,6 +69,8 @@ class Journal:
                 self._metrics.cancelled[record.stage] += 1
             elif isinstance(record.error, RateLimited):
                 self._metrics.rate_limited[record.error.limit] += 1
+        if record.ticket is not None:
+            self._metrics.routed(record.model, series, record.reason, record.ticket)
         prompt_tokens = completion_tokens = 0
         if record.usage is not None:
             series.add_usage(record.usage)

@@ -2,7 +2,7 @@
 
 Chunks are passed on unparsed; the client's leaving cancels whatever is waited for. Neighbours: call.py (the client's
 side), door.py and ratelimit.py (who may), intake.py (body to request), events.py (where an SSE event ends), farewell.py
-(what a failure is told as), record.py (metrics and log).
+(what a failure is told as), head.py (header lines), record.py (metrics and log).
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from gateway.door import Door
 from gateway.errors import BodyTimeout, ClientGone, ShuttingDown, answer
 from gateway.events import WholeEvents
 from gateway.farewell import tell
+from gateway.head import SSE_HEADERS, answer_head, tell_position
 from gateway.pace import Pace
 from gateway.ratelimit import Reservation, estimate_tokens
 from gateway.record import Journal, Record
 from gateway.trace import parse as trace_of
+from routing.errors import Overloaded, RoutingError, Unavailable
 from routing.router import Routed, Router
 from routing.ticket import Ticket
 
@@ -84,7 +86,7 @@ def _report(record: Record) -> None:
     error = record.error
     if record.status < 500:
         return
-    if isinstance(error, BackendError | ShuttingDown):
+    if isinstance(error, BackendError | RoutingError | ShuttingDown):
         logger.warning("request %s on %s failed: %s", record.request_id, record.backend or record.model, error)
     else:
         logger.error("request %s failed unexpectedly", record.request_id, exc_info=error)
@@ -125,7 +127,9 @@ class _Exchange:
         self._reservation = door.limiter.reserve(principal, estimate, model)
         record.overhead_seconds = perf_counter() - arrived
         try:
-            ticket = Ticket(principal.name, principal.tier, headers.get(b"x-session-id", b""))
+            session = headers.get(b"x-session-id", b"")
+            notify = self._ping if request.stream else None
+            record.ticket = ticket = Ticket(principal.name, principal.tier, session, notify)
             routed = await router.dispatch(request, ticket)
         except BackendError as error:
             record.backend = error.backend
@@ -161,6 +165,13 @@ class _Exchange:
         record.trace_id = trace.trace_id
         return request._replace(headers=((b"traceparent", parent),))
 
+    def _ping(self, position: int) -> None:
+        self.is_sse = True
+        tell_position(self._call, self.record, position, self._limit_lines())
+
+    def _limit_lines(self) -> bytes:
+        return b"" if self._reservation is None else self._reservation.header_lines()
+
     async def _pass_on(self, routed: Routed) -> None:
         response, record, call = routed.response, self.record, self._call
         record.backend = routed.upstream.backend.name
@@ -173,6 +184,8 @@ class _Exchange:
                 last = self._one_piece(response, response.body)
             else:
                 self.is_sse = response.content_type.startswith(b"text/event-stream")
+                if call.response_started and not self.is_sse:
+                    raise BackendProtocolError("It answered a stream with something else.", backend=record.backend)
                 call.expect(self._settings.idle_timeout_seconds, self._too_late)
                 last = await (self._stream if self.is_sse else self._pieces)(response, sniffer)
             # Nothing may cut what is complete.
@@ -180,6 +193,9 @@ class _Exchange:
             record.status = response.status
             whole = True
             routed.succeeded(record.first_token, self._pace.events if self._pace is not None else 0)
+        except BackendError as error:
+            routed.failed(error)
+            raise
         finally:
             # The one release: it returns or aborts the upstream connection, which frees the slot and stops the engine.
             # An abort is shielded: cancelled in the middle, it would leave an engine computing for nobody.
@@ -191,7 +207,7 @@ class _Exchange:
     async def _stream(self, response: BackendResponse, sniffer: UsageSniffer) -> bytes:
         record, call, events = self.record, self._call, WholeEvents()
         self._pace = pace = Pace(record, self._journal.between_tokens(record))
-        self._start(response, _SSE_HEADERS, None)
+        self._start(response, SSE_HEADERS, None)
         # With the first events if they are here already, and without waiting for them if not.
         asyncio.get_running_loop().call_soon(call.flush)
         try:
@@ -259,26 +275,21 @@ class _Exchange:
     def _start(self, response: BackendResponse, extra: bytes, content_bytes: int | None) -> None:
         record = self.record
         record.stage = "streaming"
-        limits = b"" if self._reservation is None else self._reservation.header_lines()
-        headers = (
-            b"content-type: %b\r\nx-request-id: %b\r\nx-upshift-backend: %b\r\nx-upshift-reason: %b\r\n"
-            b"openai-processing-ms: %d\r\n%b%b"
-            % (
-                response.content_type,
-                record.request_id.encode(),
-                record.backend.encode(),
-                record.reason.encode(),
-                (perf_counter() - record.started) * 1000,
-                limits,
-                extra,
-            )
-        )
-        self._call.start(response.status, headers, content_bytes)
+        if self._call.response_started:
+            return  # while it waited
+        head = answer_head(record, response.content_type, self._limit_lines(), extra)
+        self._call.start(response.status, head, content_bytes)
 
     def _too_late(self) -> Exception:
         if self._call.paused:
             return ClientGone("The client did not read its answer in time.")
-        return BackendTimeout("No answer in time.", backend=self.record.backend)
+        ticket = self.record.ticket
+        upstream = None if ticket is None else ticket.upstream
+        if upstream is None:
+            return BackendTimeout("No answer in time.")
+        error = BackendTimeout("No answer in time.", backend=upstream.kind)
+        upstream.breaker.failed(perf_counter())
+        return error
 
 
 def _body_too_late() -> Exception:
@@ -286,6 +297,4 @@ def _body_too_late() -> Exception:
 
 
 # What says that nobody began: the request is given back, for waiting until a model is loaded should burn nothing.
-_UNSERVED = (BackendUnavailable, BackendOverloaded)
-
-_SSE_HEADERS = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
+_UNSERVED = (BackendUnavailable, BackendOverloaded, Overloaded, Unavailable)

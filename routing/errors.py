@@ -1,9 +1,11 @@
-"""What can go wrong before any upstream is asked.
+"""What can go wrong without any upstream's doing.
 
 RoutingError
 ├── ModelNotFound      no model is served under that name      (not retryable)
 ├── RequestRejected    a rule of the configuration refuses it   (not retryable)
-└── NotCapable         no upstream has what the request needs   (not retryable)
+├── NotCapable         no upstream has what the request needs   (not retryable)
+├── Overloaded         all upstreams are full, and so is the queue, or the wait is over
+└── Unavailable        no upstream is up
 
 An upstream's own failures pass through as backends/errors.py has them. The client's status code is not this package's
 business: gateway/errors.py holds the one table.
@@ -56,6 +58,22 @@ class NotCapable(RoutingError):
         details = "; ".join(f"{kind} lacks {', '.join(sorted(features))}" for kind, features in lacking.items())
         super().__init__(f"No backend of the model {model!r} can serve this request: {details}.")
         self.lacking = lacking
+
+
+class Overloaded(RoutingError):
+    """`model` has as much work as it can take. `retry_after_seconds` is when that should have changed."""
+
+    def __init__(self, model: str, retry_after_seconds: float) -> None:
+        super().__init__(f"The model {model!r} has as much work as it can take.")
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Unavailable(RoutingError):
+    """Nothing that serves `model` is up. `retry_after_seconds` is when one is tried again, None where nobody knows."""
+
+    def __init__(self, model: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(f"The model {model!r} is not available now; GET /readyz tells why.")
+        self.retry_after_seconds = retry_after_seconds
 
 
 def _not_found(model: str, known: tuple[str, ...]) -> str:

@@ -1,6 +1,6 @@
-"""All that routing keeps of one model: its upstreams, its plan, and where `graduate` stands.
+"""All that routing keeps of one model: its upstreams, its plan, who waits, and where `graduate` stands.
 
-Neighbours: policy.py (decides), upstream.py (what is decided about), router.py (acts).
+Neighbours: policy.py (decides), admission.py (waits), upstream.py (what is decided about), router.py (acts).
 """
 
 from __future__ import annotations
@@ -10,22 +10,32 @@ from random import random
 from time import localtime, perf_counter
 
 from backends.base import InferenceRequest
+from backends.errors import BackendError, BackendLoading, BackendOverloaded, InvalidRequest
 from routing import ask as asking
+from routing.admission import Admission, Place
 from routing.ask import Ask
-from routing.errors import NotCapable, RequestRejected
-from routing.policy import GGUF, INCAPABLE, REJECTED, Decision, Plan, decide
+from routing.budget import RetryBudget
+from routing.errors import NotCapable, Overloaded, RequestRejected, Unavailable
+from routing.policy import CAPABILITY, FAILOVER, GGUF, INCAPABLE, ONLY, REJECTED, RULE, Decision, Plan, decide
+from routing.prediction import queue_seconds
 from routing.signals import Obstacle, Signals, Stage
 from routing.ticket import Ticket
 from routing.upstream import Upstream, UpstreamPool
 
+# How long an upstream that refuses a request for now is left alone where it does not say.
+REST_SECONDS = 0.25
+
+_ALIVE = (Obstacle.NONE, Obstacle.FULL, Obstacle.RESTING)
+
 
 class Lane:
-    """One model. Belongs to the event loop."""
+    """One model. `workers` share its load. Belongs to the event loop."""
 
-    __slots__ = ("_hour", "_hour_until", "_images_matter", "plan", "pool", "stage")
-
-    def __init__(self, pool: UpstreamPool, plan: Plan) -> None:
+    def __init__(self, pool: UpstreamPool, plan: Plan, workers: int = 1) -> None:
+        self._workers = workers
         self.stage = Stage(GGUF)
+        self.budget = RetryBudget(plan.retry.budget)
+        self.admission = Admission(plan.queue, self._take, self.give_back, self._give_up)
         self._hour = 0
         self._hour_until = 0.0
         self.adopt(pool, plan)
@@ -34,35 +44,51 @@ class Lane:
         """Goes on with another pool or plan of the same model."""
         self.pool = pool
         self.plan = plan
-        self._images_matter = any("images" in rule.when.features for rule in plan.rules) or any(
-            "images" in upstream.lacks for upstream in pool.upstreams
-        )
+        self.budget.share = plan.retry.budget
+        self.admission.settings = plan.queue
+        self._known: tuple[Upstream, ...] = ()
 
-    @property
-    def only(self) -> Upstream | None:
-        """The one upstream that there is nothing to decide about; None where there is more to it."""
+    def _members(self) -> tuple[Upstream, ...]:
+        """The upstreams of now. Members of the pool come and go; new ones learn what the plan says about them."""
         upstreams = self.pool.upstreams
-        return upstreams[0] if len(upstreams) == 1 and not self.plan.rules else None
+        if upstreams is not self._known:
+            self._known = upstreams
+            for upstream in upstreams:
+                upstream.adopt(self.plan.breaker, self.plan.first_token_target_seconds, self._workers)
+            self._images_matter = any("images" in upstream.lacks for upstream in upstreams) or any(
+                "images" in rule.when.features for rule in self.plan.rules
+            )
+        return upstreams
+
+    # -- looking -------------------------------------------------------------------------------------------------------
 
     def signals(self, tried: Collection[Upstream] = ()) -> Signals:
-        """Everything as it is now."""
+        """Everything as it is now; `tried` are those that have failed at this request."""
         now = perf_counter()
         if now >= self._hour_until:
             # Looking at the calendar costs more than a decision.
             local = localtime()
             self._hour = local.tm_hour
             self._hour_until = now + 60 - local.tm_sec
-        upstreams = tuple([upstream.look() for upstream in self.pool.upstreams])
+        pool = self._members()
+        # One that has come back gets its share step by step, where another one can serve meanwhile.
+        ramps = len(pool) > 1
+        upstreams = tuple([upstream.look(now, ramps=ramps) for upstream in pool])
         if tried:
             upstreams = tuple(
                 seen._replace(obstacle=Obstacle.TRIED) if upstream in tried else seen
-                for upstream, seen in zip(self.pool.upstreams, upstreams, strict=True)
+                for upstream, seen in zip(pool, upstreams, strict=True)
             )
         outstanding = sum([upstream.outstanding for upstream in upstreams])
-        return Signals(now, upstreams, outstanding, 0, self.stage, self._hour, random())  # noqa: S311 - nobody gains by guessing it
+        if self._workers > 1:
+            # Connections are spread evenly: the others have about as many.
+            outstanding = max(outstanding, self._workers * sum([upstream.in_flight for upstream in upstreams]))
+        chance = random()  # noqa: S311 - nobody gains by guessing it
+        return Signals(now, upstreams, outstanding, len(self.admission), self.stage, self._hour, chance)
 
     def ask(self, request: InferenceRequest, ticket: Ticket) -> Ask:
         """What a decision about `request` goes by."""
+        self._members()
         features = asking.features(request) if self._images_matter else request.features
         affinity = 0
         if self.plan.replicas == "prefix_affinity":
@@ -72,19 +98,91 @@ class Lane:
         tokens = asking.prompt_tokens(request)
         return Ask(self.pool.model, tokens, request.max_output_tokens, features, ticket.key, ticket.tier, affinity)
 
-    def choose(self, ask: Ask, tried: Collection[Upstream] = ()) -> tuple[Upstream | None, str]:
-        """The upstream for a request, and why; none while it has to wait. Raises RequestRejected and NotCapable."""
-        signals = self.signals(tried)
+    def has_others(self, tried: Collection[Upstream]) -> bool:
+        """Whether an upstream that is not among `tried` is up, or coming up."""
+        now = perf_counter()
+        others = [upstream.look(now).obstacle for upstream in self.pool.upstreams if upstream not in tried]
+        return any(obstacle in _ALIVE or obstacle is Obstacle.STARTING for obstacle in others)
+
+    # -- places --------------------------------------------------------------------------------------------------------
+
+    def quick(self) -> Upstream | None:
+        """The one upstream, counted, where there is nothing to decide and nobody waits: what nearly every model has."""
+        upstreams = self._members()
+        if len(upstreams) != 1 or self.plan.rules or len(self.admission):
+            return None
+        upstream = upstreams[0]
+        if not upstream.takes_more:
+            return None
+        upstream.in_flight += 1
+        return upstream
+
+    def _take(self, ask: Ask, ticket: Ticket) -> Place | None:
+        """An upstream for a request, counted, and why this one; None while it has to wait. Raises RequestRejected and
+        NotCapable."""
+        signals = self.signals(ticket.tried)
         decision = decide(self.plan, signals, ask)
         self.stage = decision.stage
-        if decision.upstreams:
-            return self.pool.upstreams[decision.upstreams[0]], decision.reason
-        self._refuse(decision, ask)
-        return None, decision.reason
+        if not decision.upstreams:
+            self._refuse(decision, ask)
+            return None
+        upstream = self.pool.upstreams[decision.upstreams[0]]
+        upstream.in_flight += 1
+        upstream.breaker.begin(signals.now)
+        if ticket.tried:
+            return upstream, CAPABILITY if ticket.too_long else FAILOVER
+        if len(self.pool.upstreams) == 1 and decision.reason != RULE:
+            return upstream, ONLY
+        return upstream, decision.reason
+
+    def give_back(self, upstream: Upstream) -> None:
+        """A place on `upstream` is free again."""
+        upstream.in_flight -= 1
+        if len(self.admission):
+            self.admission.wake()
 
     def _refuse(self, decision: Decision, ask: Ask) -> None:
         if decision.reason == REJECTED:
             raise RequestRejected(self.pool.model)
         if decision.reason == INCAPABLE:
-            lacking = {upstream.backend.name: ask.features & upstream.lacks for upstream in self.pool.upstreams}
+            lacking = {upstream.kind: ask.features & upstream.lacks for upstream in self.pool.upstreams}
             raise NotCapable(self.pool.model, lacking)
+
+    def _give_up(self, ask: Ask, ticket: Ticket, over: bool) -> Exception | None:
+        """Why a request that got no place should not wait any longer; None where it should. `over`: it may not."""
+        able = [upstream for upstream in self.pool.upstreams if ask.features.isdisjoint(upstream.lacks)]
+        now = perf_counter()
+        obstacles = {upstream: upstream.look(now).obstacle for upstream in able if upstream not in ticket.tried}
+        alive = any(obstacle in _ALIVE for obstacle in obstacles.values())
+        starting = [upstream for upstream, obstacle in obstacles.items() if obstacle is Obstacle.STARTING]
+        if not alive and not starting:
+            waits = [seconds for upstream in able if (seconds := upstream.breaker.free_in_seconds(now)) > 0]
+            return Unavailable(self.pool.model, min(waits, default=None))
+        if not over:
+            return None
+        if not alive:
+            backend = starting[0].backend
+            progress = float(getattr(backend, "progress", 0.0))
+            return BackendLoading("The model is loading.", backend=backend.name, progress=progress)
+        return Overloaded(self.pool.model, self._free_in_seconds(obstacles, now))
+
+    def _free_in_seconds(self, upstreams: Collection[Upstream], now: float) -> float:
+        """When it makes sense to ask again: by the answers that are ahead, and by what upstreams said themselves."""
+        signals = self.signals()
+        kinds = {upstream.kind for upstream in upstreams}
+        busy = min(queue_seconds(kind, signals) for kind in kinds)
+        resting = min(upstream.breaker.free_in_seconds(now) for upstream in upstreams)
+        return min(max(busy, resting, 1.0), 60.0)
+
+    # -- what became of a request --------------------------------------------------------------------------------------
+
+    def failed(self, upstream: Upstream, error: BackendError) -> None:
+        """A request has failed there, before its answer began or in its middle."""
+        now = perf_counter()
+        if isinstance(error, BackendOverloaded | BackendLoading):
+            seconds = REST_SECONDS if error.retry_after_seconds is None else error.retry_after_seconds
+            upstream.breaker.rest(now, seconds)
+        elif isinstance(error, InvalidRequest):
+            upstream.breaker.succeeded(now)  # it answered
+        else:
+            upstream.breaker.failed(now)

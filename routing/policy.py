@@ -10,7 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from config.routing import GraduateSettings, ModelRoutingSettings, RoutingSettings, RuleSettings
+from config.routing import (
+    BreakerSettings,
+    GraduateSettings,
+    ModelRoutingSettings,
+    QueueSettings,
+    RetrySettings,
+    RoutingSettings,
+    RuleSettings,
+)
 from config.tree import Profile
 from routing.ask import Ask
 from routing.prediction import first_token_seconds
@@ -54,7 +62,11 @@ class Plan:
     policy: str
     replicas: str
     graduate: GraduateSettings
-    rules: tuple[RuleSettings, ...] = ()
+    rules: tuple[RuleSettings, ...]
+    queue: QueueSettings
+    retry: RetrySettings
+    breaker: BreakerSettings
+    first_token_target_seconds: float
 
 
 def plan_for(
@@ -68,8 +80,16 @@ def plan_for(
     rules = tuple(
         rule for rule in routing.rules if rule.when.model in (None, model) and rule.when.profile in (None, profile)
     )
-    policy = own.policy or routing.policy or USUAL[profile]
-    return Plan(policy, own.replicas or routing.replicas, own.graduate or routing.graduate, rules)
+    return Plan(
+        own.policy or routing.policy or USUAL[profile],
+        own.replicas or routing.replicas,
+        own.graduate or routing.graduate,
+        rules,
+        routing.queue,
+        routing.retry,
+        routing.breaker,
+        routing.first_token_target_seconds,
+    )
 
 
 def decide(plan: Plan, signals: Signals, ask: Ask) -> Decision:
@@ -162,7 +182,7 @@ def _prefer(kind: str, reason: str, choice: _Choice, stage: Stage, *, spills: bo
         elif upstream.kind == kind:
             hindered.add(upstream.obstacle)
     if not first:
-        if not second or (Obstacle.FULL in hindered and not spills):
+        if not second or (not spills and not hindered.isdisjoint(_BUSY)):
             return Decision((), WAIT, stage)
         return Decision(_ordered(second, choice), _why_not(kind, hindered, choice), stage)
     return Decision(_ordered(first, choice) + _ordered(second, choice), reason, stage)
@@ -176,7 +196,7 @@ def _ordered(group: list[int], choice: _Choice) -> tuple[int, ...]:
 
 def _why_not(kind: str, hindered: set[Obstacle], choice: _Choice) -> str:
     """The reason for another kind than `kind`."""
-    if Obstacle.FULL in hindered:
+    if Obstacle.FULL in hindered or Obstacle.RESTING in hindered:
         return SPILL
     if Obstacle.STARTING in hindered:
         return BRIDGE
@@ -191,3 +211,5 @@ def _free(upstreams: Sequence[UpstreamSignals], able: Sequence[int]) -> list[int
 
 
 _FREE = Obstacle.NONE
+# Up, and without room just now.
+_BUSY = frozenset({Obstacle.FULL, Obstacle.RESTING})

@@ -6,10 +6,12 @@ Neighbours: upstream.py (what is made), the gateway's served.py (the caller).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from backends.base import Backend
-from config.schema import ModelSettings
-from routing.policy import GGUF
+from config.schema import GgufSettings, ModelSettings
+from routing.adaptive import AdaptiveLimit
+from routing.policy import GGUF, VLLM
 from routing.upstream import Upstream
 
 # What the requests of our own GGUF engine cannot have (backends/gguf/protocol.py); of engines that run elsewhere nobody
@@ -26,4 +28,15 @@ def _upstream(model: ModelSettings, backend: Backend) -> Upstream:
     ours = backend.name == GGUF and model.gguf is not None and model.gguf.source is not None
     # Engines that run elsewhere have an address, which outlives this process.
     label = getattr(backend, "address", f"{model.name}/{backend.name}")
-    return Upstream(backend, label=label, lacks=OUR_ENGINE_LACKS if ours else frozenset())
+    lacks = OUR_ENGINE_LACKS if ours else frozenset()
+    return Upstream(backend, label=label, limit=_limit(model, backend.name), lacks=lacks)
+
+
+def _limit(model: ModelSettings, kind: str) -> float | AdaptiveLimit:
+    settings = model.vllm if kind == VLLM else model.gguf
+    if settings is None or settings.max_in_flight == "adaptive":
+        return inf if settings is None else AdaptiveLimit()
+    if settings.max_in_flight != "auto":
+        return settings.max_in_flight
+    slots = settings.parallel if isinstance(settings, GgufSettings) else settings.max_sequences
+    return slots if isinstance(slots, int) else inf

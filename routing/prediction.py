@@ -13,7 +13,7 @@ from routing.signals import Obstacle, Signals
 HALF_LIFE_SECONDS = 30.0
 _HALVING = log(2) / HALF_LIFE_SECONDS
 
-_ALIVE = (Obstacle.NONE, Obstacle.FULL)
+_ALIVE = (Obstacle.NONE, Obstacle.FULL, Obstacle.RESTING)
 
 
 def first_token_seconds(signals: Signals) -> list[float]:

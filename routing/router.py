@@ -1,6 +1,6 @@
 """Sends a request to an upstream of its model and counts it there until its response is closed.
 
-Neighbours: catalog.py (name to pool), lane.py (decides), upstream.py (the count), backends/base.py (the call).
+Neighbours: catalog.py (name to pool), lane.py (decides and waits), retry.py (further attempts), backends/base.py.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from backends.base import BackendResponse, InferenceRequest
+from backends.errors import BackendError
 from routing.catalog import ModelCatalog
 from routing.lane import Lane
 from routing.policy import ONLY, Plan, plan_for
+from routing.retry import retrying
 from routing.ticket import Ticket
 from routing.upstream import Upstream
 
@@ -26,13 +28,18 @@ class Routed:
     upstream: Upstream
     reason: str
     dispatched_at: float
+    _lane: Lane
     _counted: bool = True
 
     def succeeded(self, first_token_at: float | None, events: int) -> None:
         """The whole answer has come. Of a stream: when its first token came (`time.perf_counter()`), and its events."""
-        upstream, now, began = self.upstream, perf_counter(), self.dispatched_at
+        now, began = perf_counter(), self.dispatched_at
         first_token_seconds = None if first_token_at is None else first_token_at - began
-        upstream.pace = upstream.pace.with_answer(now, now - began, first_token_seconds, events)
+        self.upstream.answered(now, now - began, first_token_seconds, events)
+
+    def failed(self, error: BackendError) -> None:
+        """The answer broke off."""
+        self._lane.failed(self.upstream, error)
 
     async def aclose(self) -> None:
         """Returns or aborts the upstream's connection and gives up the place in its count. Idempotent."""
@@ -43,13 +50,15 @@ class Routed:
             # it failed: a leaked count would keep traffic away from this upstream for ever.
             if self._counted:
                 self._counted = False
-                self.upstream.in_flight -= 1
+                self._lane.give_back(self.upstream)
 
 
 class Router:
-    """Dispatches over the pools of one catalog, each by its plan in `plans`; models without one have the defaults."""
+    """Dispatches over the pools of one catalog, each by its plan in `plans`; models without one have the defaults. This
+    is one of so many `workers`."""
 
-    def __init__(self, catalog: ModelCatalog, plans: Mapping[str, Plan] | None = None) -> None:
+    def __init__(self, catalog: ModelCatalog, plans: Mapping[str, Plan] | None = None, workers: int = 1) -> None:
+        self._workers = workers
         self.lanes: dict[str, Lane] = {}
         self.adopt(catalog, plans or {})
 
@@ -61,25 +70,58 @@ class Router:
             plan = plans.get(pool.model) or plan_for(pool.model)
             lane = before.get(pool.model)
             if lane is None:
-                lane = Lane(pool, plan)
+                lane = Lane(pool, plan, self._workers)
             else:
                 lane.adopt(pool, plan)
             self.lanes[pool.model] = lane
 
+    @property
+    def waiting(self) -> list[tuple[str, int]]:
+        """How many requests of each model wait."""
+        return [(model, len(lane.admission)) for model, lane in self.lanes.items()]
+
     async def dispatch(self, request: InferenceRequest, ticket: Ticket | None = None) -> Routed:
-        """Returns once an upstream has answered with headers. Raises RoutingError or the upstream's BackendError; after
-        an error or a cancellation nothing is left in flight."""
+        """Returns once an upstream has answered with headers; others are asked before that where one fails. Raises
+        RoutingError or the last upstream's BackendError; after an error or a cancellation nothing is left in flight."""
+        ticket = ticket or Ticket()
         lane = self.lanes[self.catalog.resolve(request.model).model]
-        upstream, reason = lane.only, ONLY
-        if upstream is None:
-            upstream, reason = lane.choose(lane.ask(request, ticket or Ticket()))
-            # Where none can take it, the first one says why not.
-            upstream = upstream or lane.pool.upstreams[0]
-        upstream.in_flight += 1
+        lane.budget.earn()
         try:
-            dispatched_at = perf_counter()
-            response = await upstream.backend.send(request)
-        except BaseException:
-            upstream.in_flight -= 1
-            raise
-        return Routed(response, upstream, reason, dispatched_at)
+            return await _attempt(lane, request, ticket)
+        except BackendError as error:
+            failure: BackendError | None = error
+        # Made for those that failed only: it costs as much as all the rest of a dispatch.
+        async for attempt in retrying(lane, ticket):
+            with attempt:
+                if failure is not None:
+                    first, failure = failure, None
+                    raise first
+                return await _attempt(lane, request, ticket)
+        raise AssertionError("the last attempt raises")
+
+
+async def _attempt(lane: Lane, request: InferenceRequest, ticket: Ticket) -> Routed:
+    upstream, reason = lane.quick(), ONLY
+    if upstream is None:
+        ticket.upstream = None
+        ticket.entered_at = ticket.entered_at or perf_counter()
+        upstream, reason = await lane.admission.enter(lane.ask(request, ticket), ticket)
+    ticket.upstream = upstream
+    ticket.attempts += 1
+    dispatched_at = perf_counter()
+    try:
+        response = await upstream.backend.send(request)
+    except BaseException as error:
+        if not isinstance(error, BackendError):
+            upstream.breaker.undecided()
+        elif upstream is not ticket.blamed:
+            # One request that asks three times in a tenth of a second has met one failure.
+            ticket.blamed = upstream
+            lane.failed(upstream, error)
+        else:
+            upstream.breaker.undecided()
+        lane.give_back(upstream)
+        raise
+    if not upstream.breaker.clear:
+        upstream.breaker.succeeded(perf_counter())
+    return Routed(response, upstream, reason, dispatched_at, lane)

@@ -17,6 +17,8 @@ class Obstacle(StrEnum):
 
     NONE = ""
     FULL = "full"
+    RESTING = "resting"
+    OPEN = "open"
     STARTING = "starting"
     DOWN = "down"
     TRIED = "tried"

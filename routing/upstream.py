@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from math import inf
+from math import ceil, inf
 
 from backends.base import Backend, BackendState
 from backends.load import EngineLoad
+from config.routing import BreakerSettings
+from routing.adaptive import AdaptiveLimit
 from routing.ask import number_of
+from routing.health import Breaker
 from routing.pace import Pace
 from routing.signals import Obstacle, UpstreamSignals
 
@@ -32,7 +35,10 @@ class Upstream:
         "_pace",
         "_seen",
         "_seen_state",
+        "_whole_limit",
+        "adaptive",
         "backend",
+        "breaker",
         "kind",
         "label",
         "lacks",
@@ -41,13 +47,20 @@ class Upstream:
     )
 
     def __init__(
-        self, backend: Backend, *, label: str = "", limit: float = inf, lacks: frozenset[str] = frozenset()
+        self,
+        backend: Backend,
+        *,
+        label: str = "",
+        limit: float | AdaptiveLimit = inf,
+        lacks: frozenset[str] = frozenset(),
     ) -> None:
         self.backend = backend
         self.kind = backend.name
         self.label = label or f"{backend.name}-{next(_numbers)}"
         self.seed = number_of(self.label.encode())
-        self.limit = limit
+        self.adaptive = limit if isinstance(limit, AdaptiveLimit) else None
+        self.limit = self._whole_limit = limit.value if isinstance(limit, AdaptiveLimit) else limit
+        self.breaker = Breaker()
         self.lacks = lacks
         self._in_flight = 0
         self._pace = Pace()
@@ -55,7 +68,7 @@ class Upstream:
         self._in_flight_at_load = 0
         # The last look, as long as it holds: of sixteen upstreams, one or two change between two decisions.
         self._seen: UpstreamSignals | None = None
-        self._seen_state = BackendState.STOPPED
+        self._seen_state: BackendState | None = None
 
     @property
     def in_flight(self) -> int:
@@ -89,11 +102,37 @@ class Upstream:
         self._load = load
         self._seen = None
 
-    def look(self) -> UpstreamSignals:
-        """As it is now."""
-        state = self.backend.state
-        if self._seen is not None and state is self._seen_state:
+    def adopt(self, breaker: BreakerSettings, first_token_target_seconds: float, workers: int) -> None:
+        """What the plan of its model says. Of a fixed limit each of the `workers` has its share."""
+        self.breaker.settings = breaker
+        if self.adaptive is not None:
+            self.adaptive.target_seconds = first_token_target_seconds
+        elif self._whole_limit != inf:
+            self.limit = ceil(self._whole_limit / workers)
+        self._seen = None
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether one more request may be sent now: the least that has to be known where there is no other upstream."""
+        return self.breaker.clear and self._in_flight < self.limit and self.backend.state is BackendState.READY
+
+    def answered(self, now: float, service_seconds: float, first_token_seconds: float | None, events: int) -> None:
+        """A whole answer has come; a stream of `events` tells when its first token came."""
+        self.breaker.succeeded(now)
+        self.pace = self._pace.with_answer(now, service_seconds, first_token_seconds, events)
+        if self.adaptive is not None and first_token_seconds is not None:
+            self.adaptive.answered(now, first_token_seconds, self._in_flight)
+            self.limit = self.adaptive.value
+
+    def look(self, now: float, *, ramps: bool = False) -> UpstreamSignals:
+        """As it is at `now`. If it `ramps`, one that has come back is full with less at first."""
+        state, breaker = self.backend.state, self.breaker
+        if self._seen is not None and state is self._seen_state and breaker.clear:
             return self._seen
+        if state is BackendState.READY and self._seen_state not in (None, BackendState.READY):
+            breaker.came_back(now)
+        if not breaker.clear:
+            breaker.refresh(now)
         in_flight, limit, load = self._in_flight, self.limit, self._load
         outstanding, slots = in_flight, limit
         if load is not None:
@@ -101,16 +140,37 @@ class Upstream:
             outstanding = max(in_flight, load.running + load.waiting + in_flight - self._in_flight_at_load)
             if load.waiting and limit == inf:
                 slots = load.running or 1
-        if state is BackendState.READY:
-            obstacle = Obstacle.NONE if in_flight < limit else Obstacle.FULL
-        else:
-            obstacle = Obstacle.STARTING if state is BackendState.STARTING else Obstacle.DOWN
         share = (outstanding + 1) / min(slots, ASSUMED_SLOTS)
         self._seen_state = state
         self._seen = UpstreamSignals(
-            self.kind, obstacle, in_flight, outstanding, slots, share, self._pace, self.lacks, self.seed
+            self.kind,
+            self._obstacle(now, state, ramps=ramps),
+            in_flight,
+            outstanding,
+            slots,
+            share,
+            self._pace,
+            self.lacks,
+            self.seed,
         )
         return self._seen
+
+    def _obstacle(self, now: float, state: BackendState, *, ramps: bool) -> Obstacle:
+        if state is not BackendState.READY:
+            # An engine of ours that has failed is started again, unless it gave up.
+            comes = state is BackendState.STARTING or (
+                state is BackendState.FAILED and not getattr(self.backend, "gave_up", True)
+            )
+            return Obstacle.STARTING if comes else Obstacle.DOWN
+        limit, breaker = self.limit, self.breaker
+        if not breaker.clear:
+            if not breaker.admits(now):
+                return Obstacle.OPEN
+            if breaker.rests(now):
+                return Obstacle.RESTING
+            if ramps:
+                limit = max(1.0, min(limit, ASSUMED_SLOTS) * breaker.warmth(now))
+        return Obstacle.NONE if self._in_flight < limit else Obstacle.FULL
 
 
 @dataclass(slots=True, eq=False)

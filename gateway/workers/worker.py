@@ -72,6 +72,7 @@ def run_worker(
                 access_log=access_log(mine.log.format, sys.stdout, shared_writer(sys.stdout.fileno())),
                 limits=place.limits,
                 worker=place.index,
+                workers=place.workers,
                 share=link.share,
             )
 
@@ -104,4 +105,7 @@ def _share_of(settings: Settings, workers: int) -> Settings:
         "max_connections_per_address": None if most is None else math.ceil(most / workers),
     }
     server = settings.server.model_copy(update=shares)
-    return settings.model_copy(update={"server": server})
+    waiting = math.ceil(settings.routing.queue.max_waiting / workers)
+    queue = settings.routing.queue.model_copy(update={"max_waiting": waiting})
+    routing = settings.routing.model_copy(update={"queue": queue})
+    return settings.model_copy(update={"server": server, "routing": routing})

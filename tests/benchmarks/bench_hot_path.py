@@ -36,7 +36,7 @@ from gateway.metrics import Metrics
 from gateway.middleware import HostGuard
 from gateway.record import Journal, Record
 from routing.lane import Lane
-from routing.policy import plan_for
+from routing.policy import decide, plan_for
 from routing.ticket import Ticket
 from routing.upstream import Upstream, UpstreamPool
 from tests.benchmarks.bench_gateway import ANSWER, EVENTS, MESSAGES, InstantBackend
@@ -157,7 +157,7 @@ def steps() -> dict[str, Callable[[], object]]:
             upstream.load = EngineLoad(number, 1, None, 0.0) if number % 2 else None
         asked = decode(BODY, Operation.CHAT, "req-1")
         ticket = Ticket("key")
-        return lambda: lane.choose(lane.ask(asked, ticket))
+        return lambda: decide(lane.plan, lane.signals(), lane.ask(asked, ticket))
 
     return {
         "decision, 16 upstreams: graduate": decision(),

@@ -12,7 +12,16 @@ import config
 from config.edge import AdminSettings, LogSettings, TlsSettings
 from config.limits import LimitSettings
 from config.remote import ClientTlsSettings
-from config.routing import GraduateSettings, ModelRoutingSettings, RoutingSettings, RuleSettings, WhenSettings
+from config.routing import (
+    BreakerSettings,
+    GraduateSettings,
+    ModelRoutingSettings,
+    QueueSettings,
+    RetrySettings,
+    RoutingSettings,
+    RuleSettings,
+    WhenSettings,
+)
 from config.schema import AuthSettings, GgufSettings, ModelSettings, ServerSettings, Settings
 from config.vllm import VllmSettings
 
@@ -50,4 +59,6 @@ def test_page_has_every_key_with_its_default() -> None:
     keys |= expected("routing.", RoutingSettings) | expected("models[].routing.", ModelRoutingSettings)
     keys |= expected("routing.graduate.", GraduateSettings) | expected("routing.rules[].", RuleSettings)
     keys |= expected("routing.rules[].when.", WhenSettings)
+    keys |= expected("routing.queue.", QueueSettings) | expected("routing.retry.", RetrySettings)
+    keys |= expected("routing.breaker.", BreakerSettings)
     assert dict(rows) == keys

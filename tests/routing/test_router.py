@@ -199,11 +199,11 @@ async def test_what_an_engine_says_of_itself_is_corrected_by_what_it_was_sent_si
     upstream = Upstream(FakeBackend())
     upstream.in_flight = 2
     upstream.load = EngineLoad(running=5, waiting=1, kv_cache_usage=None, taken_at=0.0)
-    assert (upstream.look().outstanding, upstream.look().in_flight) == (6, 2)
+    assert (upstream.look(0.0).outstanding, upstream.look(0.0).in_flight) == (6, 2)
     upstream.in_flight = 4
-    assert upstream.look().outstanding == 8
+    assert upstream.look(0.0).outstanding == 8
     upstream.in_flight = 0
-    assert upstream.look().outstanding == 4
+    assert upstream.look(0.0).outstanding == 4
     upstream.load = EngineLoad(0, 0, None, 0.0)
     upstream.in_flight = 3
-    assert upstream.look().outstanding == 3, "never less than our own"
+    assert upstream.look(0.0).outstanding == 3, "never less than our own"

@@ -1,0 +1,40 @@
+"""The header lines of an inference answer, and what a stream sees before there is one.
+
+Neighbours: relay.py (the caller), call.py (adds framing, Date and Connection).
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+from gateway.call import Call
+from gateway.record import Record
+
+SSE_HEADERS = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
+
+
+def answer_head(record: Record, content_type: bytes, limits: bytes, extra: bytes) -> bytes:
+    """Whole lines: what it is, who answers and why, and `limits` and `extra` behind them."""
+    return (
+        b"content-type: %b\r\nx-request-id: %b\r\nx-upshift-backend: %b\r\nx-upshift-reason: %b\r\n"
+        b"openai-processing-ms: %d\r\n%b%b"
+        % (
+            content_type,
+            record.request_id.encode(),
+            record.backend.encode(),
+            record.reason.encode(),
+            (perf_counter() - record.started) * 1000,
+            limits,
+            extra,
+        )
+    )
+
+
+def tell_position(call: Call, record: Record, position: int, limits: bytes) -> None:
+    """Tells a stream that waits for its turn that it is not forgotten. Its head leaves here, before anybody knows who
+    will answer: from then on a failure is an event."""
+    if not call.response_started:
+        head = b"content-type: text/event-stream\r\nx-request-id: %b\r\n%b%b"
+        call.start(200, head % (record.request_id.encode(), limits, SSE_HEADERS), None)
+    call.progress()
+    call.write(b": ping, position %d in the queue\n\n" % position)

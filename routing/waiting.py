@@ -1,0 +1,51 @@
+"""Who waits, and whose turn it is: by priority, then one from each key in turn, then by arrival. Pure.
+
+A key with a hundred waiting requests and one with a single one are served alternately. Neighbours: admission.py.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+Waiter = TypeVar("Waiter")
+
+
+class FairQueue(Generic[Waiter]):
+    """The order of everybody who waits. `add` and `remove` take time by the number of keys at most."""
+
+    def __init__(self) -> None:
+        # By priority, then by key in the order of their turns, then by arrival.
+        self._classes: dict[int, OrderedDict[str, OrderedDict[Waiter, None]]] = {}
+        self._places: dict[Waiter, tuple[int, str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, waiter: Waiter) -> bool:
+        return waiter in self._places
+
+    def add(self, waiter: Waiter, priority: int, key: str) -> None:
+        """`waiter` comes last of its key; a key that is new here comes last of its priority."""
+        self._classes.setdefault(priority, OrderedDict()).setdefault(key, OrderedDict())[waiter] = None
+        self._places[waiter] = priority, key
+
+    def remove(self, waiter: Waiter, *, served: bool = False) -> None:
+        """It waits no longer. After one that is `served` its key comes last of its priority."""
+        priority, key = self._places.pop(waiter)
+        keys = self._classes[priority]
+        del keys[key][waiter]
+        if not keys[key]:
+            del keys[key]
+            if not keys:
+                del self._classes[priority]
+        elif served:
+            keys.move_to_end(key)
+
+    def __iter__(self) -> Iterator[Waiter]:
+        """Everybody in the order of their turns, as they are now."""
+        for priority in sorted(self._classes, reverse=True):
+            lines = [list(line) for line in self._classes[priority].values()]
+            for place in range(max(map(len, lines))):
+                yield from (line[place] for line in lines if place < len(line))

@@ -1,0 +1,157 @@
+"""Further attempts: whether, where, how many, and what the client gets in the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from backends.base import InferenceRequest
+from backends.errors import (
+    BackendError,
+    BackendLoading,
+    BackendOverloaded,
+    BackendProtocolError,
+    BackendTimeout,
+    BackendUnavailable,
+    ContextLengthExceeded,
+    InvalidRequest,
+)
+from routing.errors import Unavailable
+from routing.health import BreakerState
+from routing.ticket import Ticket
+from routing.upstream import Upstream
+from tests.fakes import FakeBackend
+from tests.routing.test_admission import REQUEST, router
+
+
+class Failing(FakeBackend):
+    """Fails with these errors first, then answers."""
+
+    def __init__(self, name: str, *errors: BackendError) -> None:
+        super().__init__(name)
+        self.errors = list(errors)
+
+    async def send(self, request: InferenceRequest) -> Any:
+        if self.errors:
+            self.requests.append(request)
+            raise self.errors.pop(0)
+        return await super().send(request)
+
+
+@pytest.mark.parametrize(
+    "error", [BackendUnavailable("refused"), BackendProtocolError("reset"), BackendOverloaded("full")], ids=repr
+)
+async def test_a_retryable_failure_is_answered_by_the_other_backend(error: BackendError) -> None:
+    gguf, vllm = Failing("gguf", error), FakeBackend("vllm")
+    the_router = router(Upstream(gguf), Upstream(vllm))
+    ticket = Ticket()
+    routed = await the_router.dispatch(REQUEST, ticket)
+    assert (routed.upstream.kind, routed.reason, ticket.attempts) == ("vllm", "failover", 2)
+    assert (len(gguf.requests), len(vllm.requests)) == (1, 1)
+    await routed.aclose()
+    assert [upstream.in_flight for upstream in the_router.lanes["m"].pool.upstreams] == [0, 0]
+
+
+@pytest.mark.parametrize("error", [BackendTimeout("slow"), InvalidRequest("no")], ids=repr)
+async def test_other_failures_are_final(error: BackendError) -> None:
+    gguf, vllm = Failing("gguf", error), FakeBackend("vllm")
+    with pytest.raises(type(error)):
+        await router(Upstream(gguf), Upstream(vllm)).dispatch(REQUEST)
+    assert vllm.requests == []
+
+
+async def test_a_prompt_too_long_for_one_kind_goes_to_the_other_kind_only() -> None:
+    error = ContextLengthExceeded("too long")
+    first, second, vllm = Failing("gguf", error), Failing("gguf", error), FakeBackend("vllm")
+    the_router = router(Upstream(first), Upstream(second), Upstream(vllm))
+    routed = await the_router.dispatch(REQUEST)
+    assert (routed.reason, len(first.requests) + len(second.requests), len(vllm.requests)) == ("capability", 1, 1)
+    await routed.aclose()
+    both = router(Upstream(Failing("gguf", error)), Upstream(Failing("vllm", error)))
+    with pytest.raises(ContextLengthExceeded):
+        await both.dispatch(REQUEST)
+
+
+async def test_a_request_that_resets_connections_is_sent_twice_at_most() -> None:
+    backends = [Failing("vllm", *[BackendProtocolError("reset")] * 9) for _ in range(5)]
+    with pytest.raises(BackendProtocolError):
+        await router(*map(Upstream, backends)).dispatch(REQUEST)
+    assert sum(len(backend.requests) for backend in backends) == 2
+
+
+async def test_an_only_server_that_refuses_connections_is_asked_again() -> None:
+    backend = Failing("vllm", BackendUnavailable("refused"), BackendUnavailable("refused"))
+    ticket = Ticket()
+    await (await router(Upstream(backend)).dispatch(REQUEST, ticket)).aclose()
+    assert ticket.attempts == 3
+
+
+@pytest.mark.parametrize(
+    "error", [BackendOverloaded("full"), BackendLoading("loading"), BackendProtocolError("x")], ids=repr
+)
+async def test_an_only_server_that_said_no_is_not_asked_again(error: BackendError) -> None:
+    backend = Failing("vllm", error)
+    with pytest.raises(type(error)):
+        await router(Upstream(backend)).dispatch(REQUEST)
+    assert len(backend.requests) == 1
+
+
+async def test_retry_after_of_an_upstream_is_honoured() -> None:
+    gguf, vllm = FakeBackend("gguf"), Failing("vllm", BackendOverloaded("full", retry_after_seconds=60))
+    the_router = router(Upstream(gguf), Upstream(vllm), policy="vllm_first")
+    reasons = []
+    for _ in range(3):
+        routed = await the_router.dispatch(REQUEST)
+        reasons.append(routed.reason)
+        await routed.aclose()
+    assert (reasons, len(vllm.requests)) == (["failover", "spill", "spill"], 1)
+
+
+async def test_failures_open_the_breaker_and_then_nothing_is_sent() -> None:
+    backend = Failing("vllm", *[BackendProtocolError("reset")] * 50)
+    upstream = Upstream(backend)
+    the_router = router(upstream, breaker={"failures": 4, "open_seconds": 600, "max_open_seconds": 600})
+    for _ in range(4):
+        with pytest.raises(BackendProtocolError):
+            await the_router.dispatch(REQUEST)
+    with pytest.raises(Unavailable) as refused:
+        await the_router.dispatch(REQUEST)
+    assert 500 < (refused.value.retry_after_seconds or 0) <= 600
+    assert (len(backend.requests), upstream.breaker.state(0.0)) == (4, BreakerState.OPEN)
+
+
+async def test_answers_that_break_off_count_as_failures() -> None:
+    upstream = Upstream(FakeBackend("vllm"))
+    the_router = router(upstream, breaker={"failures": 2, "open_seconds": 600, "max_open_seconds": 600})
+    for _ in range(2):
+        routed = await the_router.dispatch(REQUEST)
+        routed.failed(BackendProtocolError("cut"))
+        await routed.aclose()
+    with pytest.raises(Unavailable):
+        await the_router.dispatch(REQUEST)
+
+
+async def test_under_steady_failure_retries_stay_within_the_budget() -> None:
+    """Every second request fails at whichever backend it meets first; the breaker must not hide it."""
+    backends = [FakeBackend("vllm"), FakeBackend("vllm")]
+    calls = 0
+
+    class Flaky(FakeBackend):
+        async def send(self, request: InferenceRequest) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls % 2:
+                raise BackendUnavailable("refused")
+            return await super().send(request)
+
+    backends = [Flaky("vllm"), Flaky("vllm")]
+    the_router = router(*map(Upstream, backends), breaker={"failures": 1000}, retry={"budget": 0.1})
+    failed = 0
+    for _ in range(300):
+        try:
+            await (await the_router.dispatch(REQUEST)).aclose()
+        except BackendUnavailable:
+            failed += 1
+    assert calls - 300 == the_router.lanes["m"].budget.spent <= 10 + 0.1 * 300
+    assert failed > 0, "what the budget does not cover is told at once"
