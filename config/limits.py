@@ -15,6 +15,9 @@ TierName = Annotated[
 Limit = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)] | Literal["unlimited"] | None
 
 
+OnRedisError = Literal["local", "open", "closed"]
+
+
 class LimitSettings(Tree):
     """What one key may take. Unset: whatever the next wider place says (key, then its tier, then the default), and
     no limit where none says anything. `unlimited` lifts a wider limit."""
@@ -49,3 +52,7 @@ class LimitsSettings(Tree):
 
     total: LimitSettings = LimitSettings()
     """For all keys and models together."""
+
+    on_redis_error: OnRedisError = "local"
+    """While Redis does not answer: `local` counts in each gateway's own memory, `open` lets everything in, `closed`
+    refuses everything that a limit concerns."""

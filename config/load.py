@@ -130,6 +130,7 @@ _PATHS: Mapping[Place, Callable[[str, Path], str]] = {
     ("tls", "certificate"): absolute_path,
     ("tls", "key"): absolute_path,
     ("tls", "client_ca"): absolute_path,
+    ("redis", "password_file"): absolute_path,
     ("models", "*", "gguf", "source"): source_path,
     ("models", "*", "vllm", "source"): repository_or_path,
     ("models", "*", "vllm", "python"): absolute_path,

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from config.edge import AdminSettings, LogSettings, TlsSettings
 from config.limits import LimitsSettings
+from config.redis import RedisSettings
 from config.remote import RemoteSettings
 from config.routing import MaxInFlight, ModelRoutingSettings, RoutingSettings
 from config.tree import DEMO_SOURCE, Endpoint, HostName, ModelName, Network, Profile, SourcePath, Tree
@@ -188,6 +189,9 @@ class Settings(Tree):
 
     limits: LimitsSettings = LimitsSettings()
     """What each key may take."""
+
+    redis: RedisSettings = RedisSettings()
+    """The Redis that replicas of this gateway share."""
 
     tls: TlsSettings | None = None
     """TLS on the listener. Unset: plain HTTP."""

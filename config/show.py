@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from config.errors import Place, dotted
 from config.load import Loaded
 
+# user:password@ in a URL, or in several with commas between them.
+_PASSWORD = re.compile(r"://[^/@,]+@")
+
 
 def show(loaded: Loaded) -> str:
-    """YAML text that `load` reads back to the same settings."""
+    """YAML text that `load` reads back to the same settings, passwords in URLs excepted."""
     return "\n".join(_lines(loaded.settings.model_dump(mode="json"), (), loaded)) + "\n"
 
 
@@ -30,7 +34,11 @@ def _lines(value: Any, place: Place, loaded: Loaded) -> Iterator[str]:
                 yield from rest
         else:
             # JSON scalars, lists and the empty mapping are YAML, and quote whatever needs it.
-            yield f"{indent}{key}: {json.dumps(item)}  # {_origin(here, loaded)}"
+            yield f"{indent}{key}: {json.dumps(_without_password(item))}  # {_origin(here, loaded)}"
+
+
+def _without_password(item: Any) -> Any:
+    return _PASSWORD.sub("://***@", item) if isinstance(item, str) else item
 
 
 def _origin(place: Place, loaded: Loaded) -> str:

@@ -73,8 +73,9 @@ def refusal(whose: str, limits: Limits, limit: str, wait_us: int, lines: bytes) 
     """The 429 for `limit` of `limits`, which are those of `whose`; `lines` are the key's x-ratelimit lines."""
     pairs = (line.partition(b": ") for line in lines.splitlines())
     phrase = _PHRASES[limit].format(limits=limits)
+    seconds = f"{wait_us / 1e6:.3g}" if wait_us < 1e9 else f"{wait_us / 1e6:.0f}"
     return RateLimited(
-        f"{whose} is limited to {phrase}; try again in {wait_us / 1e6:.3g} s.",
+        f"{whose} is limited to {phrase}; try again in {seconds} s.",
         limit=limit,
         retry_after_seconds=wait_us / 1e6,
         headers=tuple((name, value) for name, _, value in pairs),

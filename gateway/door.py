@@ -12,15 +12,17 @@ from gateway.auth import Authenticator, Principal, check_repeated
 from gateway.call import Call
 from gateway.middleware import HostGuard
 from gateway.ratelimit import RateLimiter
+from gateway.replicas.limiter import SharedLimiter
 
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """The three that decide who may take anything."""
+    """Those who decide who may take anything; with `shared` it counts in place of `limiter`."""
 
     guard: HostGuard
     authenticator: Authenticator
     limiter: RateLimiter
+    shared: SharedLimiter | None = None
 
     def let_in(self, call: Call, headers: Mapping[bytes, bytes]) -> Principal:
         """Who sends `call`, whose headers are `headers`, the last one where a name is repeated. Raises HostRefused,

@@ -14,6 +14,7 @@ GatewayError
 ├── ModelNotAllowed        a model that the key does not cover
 ├── TooManyTokens          a request for more tokens than the key may ask for at once
 ├── RateLimited            one of the key's limits is used up; says which, and for how long
+├── LimitsUnavailable      the counters cannot be asked, and the settings say that nobody passes uncounted
 ├── ShuttingDown           the gateway stops before the answer was complete
 └── ClientGone             the client left first; nobody is told, logs and metrics say 499
 
@@ -108,6 +109,10 @@ class RateLimited(GatewayError):
         self.headers = headers
 
 
+class LimitsUnavailable(GatewayError):
+    """Redis does not answer and `limits.on_redis_error` is `closed`."""
+
+
 class ShuttingDown(GatewayError):
     """The drain time is over and the answer was not complete."""
 
@@ -146,6 +151,7 @@ TABLE: dict[type[Exception], Row] = {
     ModelNotAllowed: Row(403, _REQUEST, "model_not_allowed"),
     TooManyTokens: Row(400, _REQUEST, "invalid_request"),
     RateLimited: Row(429, "rate_limit_error", "rate_limit_exceeded", retry_after_seconds=1.0),
+    LimitsUnavailable: Row(503, _SERVER, "limits_unavailable", retry_after_seconds=1.0),
     ShuttingDown: Row(503, _SERVER, "shutting_down", retry_after_seconds=1.0),
     ClientGone: Row(499, _REQUEST, "client_disconnected"),
     routing.RoutingError: Row(500, _SERVER, "internal_error", "Internal error."),

@@ -25,6 +25,8 @@ from gateway.ratelimit import RateLimiter
 from gateway.ratelimit_store import LimitStore
 from gateway.record import Journal
 from gateway.relay import Relay
+from gateway.replicas.limiter import SharedLimiter
+from gateway.replicas.numbers import SharedLimitsCollector
 from gateway.served import MakeBackends, Member, assemble
 from routing.policy import Plan, plan_for
 from routing.router import Router
@@ -58,6 +60,9 @@ class Gateway:
         self._leaving: dict[Member, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._following: asyncio.Task[None] | None = None
+        # One connection to Redis for all configurations.
+        self._shared = SharedLimiter(settings.redis) if settings.redis.urls else None
+        self._counting: asyncio.Task[None] | None = None
         self.access_log = access_log
         self.authenticator = Authenticator(self._principals(settings))
         self.served = assemble(settings, make_backends)
@@ -66,6 +71,8 @@ class Gateway:
             GatewayCollector(self._metrics, lambda: self.served.upstreams, lambda: self._router.waiting)
         )
         self.guard = _guard(settings)
+        if self._shared is not None:
+            self.registry.register(SharedLimitsCollector(self._shared))
         self._router = Router(self.served.catalog, _plans(settings), workers)
         self.relay = self._relay(settings, self.guard)
         self._name_series()
@@ -73,11 +80,14 @@ class Gateway:
     async def start(self) -> None:
         """Brings every engine up in the background."""
         self._follow_keys()
+        if self._shared is not None:
+            self._counting = asyncio.create_task(self._shared.run())
+            self._counting.add_done_callback(report_end)
         await self._start(self.served.members)
 
     async def stop(self) -> None:
         """Ends every engine and what still runs on it."""
-        beside = [*self._leaving.values(), *([] if self._following is None else [self._following])]
+        beside = [*self._leaving.values(), *(task for task in (self._following, self._counting) if task is not None)]
         for task in beside:
             task.cancel()
         members = (*self.served.members, *self._leaving)
@@ -132,8 +142,11 @@ class Gateway:
         return principals(settings, keys_of(settings), self._limits.slot_of)
 
     def _relay(self, settings: Settings, guard: HostGuard) -> Relay:
-        shared = shared_accounts(settings, self._limits.slot_of)
-        door = Door(guard, self.authenticator, RateLimiter(self._limits, self._worker, shared=shared))
+        accounts = shared_accounts(settings, self._limits.slot_of)
+        limiter = RateLimiter(self._limits, self._worker, shared=accounts)
+        if self._shared is not None:
+            self._shared.adopt(limiter, settings.limits.on_redis_error, accounts)
+        door = Door(guard, self.authenticator, limiter, self._shared)
         return Relay(settings.server, self._router, self._journal, door)
 
     def _name_series(self) -> None:

@@ -32,6 +32,7 @@ from gateway.head import SSE_HEADERS, answer_head, tell_position
 from gateway.pace import Pace
 from gateway.ratelimit import Reservation, estimate_tokens
 from gateway.record import Journal, Record
+from gateway.replicas.limiter import Lease
 from gateway.trace import parse as trace_of
 from routing.errors import Overloaded, RoutingError, Unavailable
 from routing.router import Routed, Router
@@ -103,7 +104,7 @@ class _Exchange:
         self._settings = settings
         self._call = call
         self.is_sse = False
-        self._reservation: Reservation | None = None
+        self._reservation: Reservation | Lease | None = None
         self._pace: Pace | None = None
 
     async def run(self, door: Door, router: Router, headers: Headers) -> None:
@@ -124,7 +125,10 @@ class _Exchange:
         check_model(principal, model)
         cap = request.max_output_tokens
         estimate = estimate_tokens(record.bytes_in, cap, request.choices, DEFAULT_OUTPUT_TOKENS)
-        self._reservation = door.limiter.reserve(principal, estimate, model)
+        if door.shared is None:
+            self._reservation = door.limiter.reserve(principal, estimate, model)
+        else:
+            self._reservation = await door.shared.reserve(principal, estimate, model)
         record.overhead_seconds = perf_counter() - arrived
         try:
             session = headers.get(b"x-session-id", b"")

@@ -32,6 +32,7 @@ RULES: dict[str, Callable[[float, float], float]] = {
     "upshift_engine_prefix_cache_queries": max,
     "upshift_engine_prefix_cache_hits": max,
     "upshift_engine_preemptions": max,
+    "upshift_redis_up": min,
     "process_start_time_seconds": min,
     "upshift_tls_certificate_expiry_timestamp_seconds": min,
 }

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 import config
 from config.edge import AdminSettings, LogSettings, TlsSettings
-from config.limits import LimitSettings
+from config.limits import LimitSettings, LimitsSettings
+from config.redis import RedisSettings
 from config.remote import ClientTlsSettings
 from config.routing import (
     BreakerSettings,
@@ -43,7 +44,7 @@ def expected(prefix: str, tree: type[BaseModel]) -> dict[str, str]:
 def _shown(default: object) -> str:
     if default is None:
         return "unset"
-    return default if isinstance(default, str) else json.dumps(default)
+    return default if isinstance(default, str) and default else json.dumps(default)
 
 
 def test_page_has_every_key_with_its_default() -> None:
@@ -55,6 +56,8 @@ def test_page_has_every_key_with_its_default() -> None:
     keys |= expected("log.", LogSettings)
     keys |= expected("limits.default.", LimitSettings) | expected("limits.tiers.NAME.", LimitSettings)
     keys["profile"] = _shown(Settings.model_fields["profile"].get_default())
+    keys |= expected("redis.", RedisSettings)
+    keys["limits.on_redis_error"] = _shown(LimitsSettings().on_redis_error)
     keys |= expected("limits.models.NAME.", LimitSettings) | expected("limits.total.", LimitSettings)
     keys |= expected("routing.", RoutingSettings) | expected("models[].routing.", ModelRoutingSettings)
     keys |= expected("routing.graduate.", GraduateSettings) | expected("routing.rules[].", RuleSettings)

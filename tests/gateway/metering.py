@@ -6,6 +6,7 @@ from gateway.auth import Principal
 from gateway.limits import Account, Limits
 from gateway.ratelimit import RateLimiter, Reservation
 from gateway.ratelimit_store import LimitStore
+from gateway.replicas.limiter import Lease
 
 
 class Clock:
@@ -50,6 +51,6 @@ def fields(lines: bytes) -> dict[str, str]:
     return {name.removeprefix("x-ratelimit-"): value for name, value in pairs}
 
 
-def left(reservation: Reservation, kind: str) -> int:
+def left(reservation: Reservation | Lease, kind: str) -> int:
     """What the header says is left of `requests` or `tokens`."""
     return int(fields(reservation.header_lines())[f"remaining-{kind}"])

@@ -1,0 +1,158 @@
+"""Two gateways, one Redis, one key, fifty clients in four processes: never a unit too much, hardly one too few,
+whatever happens to Redis meanwhile."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from backends.base import Usage
+from gateway.keys import hash_of, new_key
+from tests.e2e.gateway import GatewayUnderTest, running_gateway
+from tests.e2e.witness import Witness, witnessing
+from tests.engine import wait_for
+from tests.redis_server import running_redis
+
+REQUESTS, TOKENS, CONCURRENT = 100, 10_000, 8
+SECONDS = 10.0
+CLIENTS = (13, 13, 12, 12)
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
+
+KEY = new_key()
+
+
+class Trial:
+    """One run's parts, and what came of it."""
+
+    def __init__(self, folder: Path, stack: ExitStack, usage: Usage, on_error: str) -> None:
+        self.witness: Witness = stack.enter_context(witnessing(0.02, usage))
+        self.first = stack.enter_context(running_redis(folder / "first", *DURABLE))
+        self.second = stack.enter_context(running_redis(folder / "second", *DURABLE))
+        self.second.command("REPLICAOF", "127.0.0.1", str(self.first.port))
+        wait_for(lambda: self.first.command("WAIT", "1", "1000") >= 1)
+        (folder / "keys.yaml").write_text(f"keys: [{{name: a, hash: '{hash_of(KEY)}'}}]")
+        config = (
+            f"auth: {{keys_file: {folder / 'keys.yaml'}}}\n"
+            f"limits: {{on_redis_error: {on_error}, default: {{requests_per_minute: {REQUESTS}, "
+            f"tokens_per_minute: {TOKENS}, concurrent: {CONCURRENT}}}}}\n"
+            # A busy machine's turn can take longer than the 20 ms that are the default.
+            f"redis: {{url: '{self.first.url},{self.second.url}', timeout_ms: 500}}\n"
+            f"models: [{{name: m, gguf: {{openai: 'http://127.0.0.1:{self.witness.port}'}}}}]\n"
+        )
+        self.gateways: list[GatewayUnderTest] = []
+        for name in ("one", "other"):
+            (folder / name).mkdir()
+            self.gateways.append(stack.enter_context(running_gateway(folder / name, config)))
+        self.ends: Counter[str] = Counter()
+
+    def run(self, trouble: Callable[[Trial], None]) -> None:
+        """The clients, and `trouble` in their midst."""
+        for gateway in self.gateways:
+            wait_for(gateway.ready)
+        ports = ",".join(gateway.url.rpartition(":")[2] for gateway in self.gateways)
+        command = [sys.executable, "-m", "tests.e2e.limit_clients", ports, KEY]
+        processes = [
+            subprocess.Popen([*command, str(clients), str(SECONDS)], stdout=subprocess.PIPE, text=True)
+            for clients in CLIENTS
+        ]
+        wait_for(lambda: len(self.witness.seen) >= REQUESTS // 3, 60)
+        trouble(self)
+        for process in processes:
+            output, _ = process.communicate(timeout=120)
+            assert process.returncode == 0
+            self.ends.update(json.loads(output))
+
+    @property
+    def without_redis(self) -> float:
+        """For how many requests the configured behaviour decided, as the gateways count them."""
+        return sum(
+            float(line.rpartition(" ")[2])
+            for gateway in self.gateways
+            for line in gateway.http.get("/metrics").text.splitlines()
+            if line.startswith("upshift_limits_without_redis_total")
+        )
+
+
+def most_too_many(seen: list[tuple[int, int]], limit: int, weight: int = 1) -> float:
+    """Of all windows of time, how far the fullest is above what a bucket of `limit` a minute lets through in it.
+
+    A request was admitted between when it was sent and when it was answered, so only those that lie in a window with
+    both ends are surely inside; each of them weighs `weight`.
+    """
+    worst = float("-inf")
+    for start, _ in seen:
+        inside = sorted(ended for sent, ended in seen if sent >= start)
+        for number, ended in enumerate(inside, 1):
+            worst = max(worst, number * weight - limit * (1 + (ended - start) / 60e9))
+    return worst
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def calm(_: Trial) -> None:
+    """Nothing happens."""
+
+
+def restart(trial: Trial) -> None:
+    """Killed and started again; what it answered is on disk."""
+    trial.first.stop(signal.SIGKILL)
+    wait_for(lambda: trial.without_redis > 0)
+    trial.first.start()
+
+
+def pause(trial: Trial) -> None:
+    """Stopped for five seconds in the middle of whatever it does."""
+    with trial.first.paused():
+        wait_for(lambda: trial.without_redis > 0)
+        resumed = time.monotonic() + 5
+        wait_for(lambda: time.monotonic() >= resumed)
+
+
+def fail_over(trial: Trial) -> None:
+    """The replica is promoted, as Sentinel does it."""
+    trial.first.stop(signal.SIGKILL)
+    wait_for(lambda: trial.without_redis > 0)
+    trial.second.command("REPLICAOF", "NO", "ONE")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "took"),
+    [(calm, 10), (calm, 105), (restart, 105), (pause, 10), (fail_over, 105)],
+    ids=["requests", "tokens", "restart", "pause of 5 s", "failover"],
+)
+def test_no_limit_is_passed_by_one_unit(
+    tmp_path: Path, stack: ExitStack, trouble: Callable[[Trial], None], took: int
+) -> None:
+    # A request of 10 tokens is held by the limit of requests, one of 105 by that of tokens; each reserves 109 (its body
+    # of 73 bytes or more, and 90).
+    trial = Trial(tmp_path, stack, Usage(took // 2, took - took // 2), "closed")
+    trial.run(trouble)
+    seen = trial.witness.seen
+    assert set(trial.ends) <= {"200", "429 rate_limit_exceeded", "503 limits_unavailable"}
+    assert trial.ends["200"] == len(seen)
+    assert trial.witness.most <= CONCURRENT
+    assert most_too_many(seen, REQUESTS) <= 0
+    assert most_too_many(seen, TOKENS, took) <= 0
+    assert trial.ends["503 limits_unavailable"] == trial.without_redis
+    minutes = (max(ended for _, ended in seen) - min(sent for sent, _ in seen)) / 60e9
+    usable = min(REQUESTS, TOKENS / took) * (1 + minutes)
+    print(f"{trouble.__name__}: {len(seen)} of {usable:.1f}, {trial.without_redis:.0f} without Redis")
+    if trouble is calm:
+        assert trial.without_redis == 0
+        assert len(seen) >= 0.98 * usable
+    else:
+        assert trial.without_redis > 0
+        assert len(seen) >= 0.8 * usable
