@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from gateway.auth import Authenticator, Principal, check_repeated
 from gateway.call import Call
 from gateway.middleware import HostGuard
-from gateway.ratelimit import RateLimiter
-from gateway.replicas.limiter import SharedLimiter
+from gateway.ratelimit import RateLimiter, Reservation
+from gateway.replicas.limiter import Lease, SharedLimiter
+
+Reserved = Reservation | Lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +35,10 @@ class Door:
         if repeated:
             check_repeated(call.headers)
         return self.authenticator.principal(headers)
+
+    async def reserve(self, principal: Principal, estimated_tokens: int, model: str) -> Reserved:
+        """What RateLimiter.reserve does, here or at Redis, whose answer is waited for. Raises RateLimited,
+        TooManyTokens and LimitsUnavailable."""
+        if self.shared is None:
+            return self.limiter.reserve(principal, estimated_tokens, model)
+        return await self.shared.reserve(principal, estimated_tokens, model)

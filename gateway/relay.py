@@ -24,15 +24,14 @@ from config.schema import ServerSettings
 from gateway import intake
 from gateway.auth import check_model
 from gateway.call import Call
-from gateway.door import Door
+from gateway.door import Door, Reserved
 from gateway.errors import BodyTimeout, ClientGone, ShuttingDown, answer
 from gateway.events import WholeEvents
 from gateway.farewell import tell
 from gateway.head import SSE_HEADERS, answer_head, tell_position
 from gateway.pace import Pace
-from gateway.ratelimit import Reservation, estimate_tokens
+from gateway.ratelimit import estimate_tokens
 from gateway.record import Journal, Record
-from gateway.replicas.limiter import Lease
 from gateway.trace import parse as trace_of
 from routing.errors import Overloaded, RoutingError, Unavailable
 from routing.router import Routed, Router
@@ -104,7 +103,7 @@ class _Exchange:
         self._settings = settings
         self._call = call
         self.is_sse = False
-        self._reservation: Reservation | Lease | None = None
+        self._reservation: Reserved | None = None
         self._pace: Pace | None = None
 
     async def run(self, door: Door, router: Router, headers: Headers) -> None:
@@ -125,10 +124,7 @@ class _Exchange:
         check_model(principal, model)
         cap = request.max_output_tokens
         estimate = estimate_tokens(record.bytes_in, cap, request.choices, DEFAULT_OUTPUT_TOKENS)
-        if door.shared is None:
-            self._reservation = door.limiter.reserve(principal, estimate, model)
-        else:
-            self._reservation = await door.shared.reserve(principal, estimate, model)
+        self._reservation = await door.reserve(principal, estimate, model)
         record.overhead_seconds = perf_counter() - arrived
         try:
             session = headers.get(b"x-session-id", b"")
