@@ -115,7 +115,11 @@ class ClientConnection(HttpToolsProtocol):
             self._refuse_garbage()
             return
         except httptools.HttpParserUpgrade:
-            pass  # CONNECT, which the application refuses like every other wrong method
+            # CONNECT the application refuses like every other wrong method. An offer whose word was cut in two by the
+            # reads has been missed above: what follows would be read as requests, though it is this one's body.
+            if self.parser.get_method() != b"CONNECT":
+                self._refuse_garbage()
+                return
         if self._in_head:
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse_garbage()

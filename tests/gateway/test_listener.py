@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+from typing import Any
 
 import pytest
 
 from gateway import listener
 from gateway.listener import MAX_HEAD_BYTES
+from tests.engine import wait_for
 from tests.fakes import FakeBackend, chat_events
-from tests.gateway.running import CHAT, body, request, serving
+from tests.gateway.running import CHAT, Gateway, body, request, serving
 
 EVENTS = chat_events("Hel", "lo")
 
@@ -166,3 +169,24 @@ async def test_websockets_are_not_spoken() -> None:
     async with serving(FakeBackend()) as gateway, gateway.connection() as (reader, writer):
         writer.write(request(b"", *upgrade, path=CHAT, method="GET"))
         assert (await reader.readline()).startswith(b"HTTP/1.1 405 ")
+
+
+async def test_offer_that_the_reads_cut_in_two_is_refused_and_its_body_not_taken_for_requests() -> None:
+    inner = request(path="/v1/completions")
+    sent = request(inner, f"content-length: {len(inner)}", "upgrade: h2c", "connection: upgrade")
+    cut = sent.index(b"upgrade:") + 3
+    backend = FakeBackend()
+    async with serving(backend) as gateway, gateway.connection() as (reader, writer):
+        writer.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        writer.write(sent[:cut])
+        connection = await first_connection(gateway)
+        await asyncio.to_thread(wait_for, lambda: connection._head_bytes == cut)
+        writer.write(sent[cut:])
+        answer = await reader.read()
+        assert (answer.count(b"HTTP/1.1 "), answer[:13]) == (1, b"HTTP/1.1 400 ")
+    assert backend.requests == []
+
+
+async def first_connection(gateway: Gateway) -> Any:
+    await asyncio.to_thread(wait_for, lambda: bool(gateway.state.connections))
+    return next(iter(gateway.state.connections))
