@@ -197,7 +197,7 @@ def by_h11(data: bytes) -> list[bytes] | None:
             elif isinstance(event, h11.Data):
                 bodies[-1] += event.data
             elif isinstance(event, h11.EndOfMessage):
-                connection.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
+                connection.send(h11.Response(status_code=404, headers=[("content-length", "0")]))
                 connection.send(h11.EndOfMessage())
                 if connection.our_state is not h11.DONE:
                     return bodies
