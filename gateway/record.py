@@ -5,15 +5,20 @@ Neighbours: relay.py (fills a Record), metrics.py, log.py.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from time import perf_counter
 
 from backends.base import Operation, Usage
-from gateway.errors import ClientGone, RateLimited, row_for
+from backends.errors import BackendError
+from gateway.errors import ClientGone, RateLimited, ShuttingDown, row_for
 from gateway.histogram import Histogram
 from gateway.log import AccessLog
 from gateway.metrics import UNKNOWN_MODEL, Metrics
+from routing.errors import RoutingError
 from routing.ticket import Ticket
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -90,3 +95,14 @@ class Journal:
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
         )
+
+
+def report(record: Record) -> None:
+    """Failures that are nobody's refusal go to the log, with the cause that the client is not told."""
+    error = record.error
+    if record.status < 500:
+        return
+    if isinstance(error, BackendError | RoutingError | ShuttingDown):
+        logger.warning("request %s on %s failed: %s", record.request_id, record.backend or record.model, error)
+    else:
+        logger.error("request %s failed unexpectedly", record.request_id, exc_info=error)

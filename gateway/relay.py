@@ -8,7 +8,6 @@ side), door.py and ratelimit.py (who may), intake.py (body to request), events.p
 from __future__ import annotations
 
 import asyncio
-import logging
 from time import perf_counter
 
 from backends.base import BackendResponse, InferenceRequest
@@ -31,9 +30,9 @@ from gateway.farewell import tell
 from gateway.head import SSE_HEADERS, answer_head, tell_position
 from gateway.pace import Pace
 from gateway.ratelimit import estimate_tokens
-from gateway.record import Journal, Record
+from gateway.record import Journal, Record, report
 from gateway.trace import parse as trace_of
-from routing.errors import Overloaded, RoutingError, Unavailable
+from routing.errors import Overloaded, Unavailable
 from routing.router import Routed, Router
 from routing.ticket import Ticket
 
@@ -41,8 +40,6 @@ Headers = dict[bytes, bytes]
 
 # What is reserved for an answer whose length the client leaves open, until it is known.
 DEFAULT_OUTPUT_TOKENS = 256
-
-logger = logging.getLogger(__name__)
 
 
 class Relay:
@@ -75,21 +72,10 @@ class Relay:
             refusal = answer(failure, request_id)
             record.status = refusal.status
             self._journal.settle(record)
-            _report(record)
+            report(record)
             await tell(call, failure, refusal, request_id, in_events=exchange.is_sse)
         finally:
             call.end()
-
-
-def _report(record: Record) -> None:
-    """Failures that are nobody's refusal go to the log, with the cause that the client is not told."""
-    error = record.error
-    if record.status < 500:
-        return
-    if isinstance(error, BackendError | RoutingError | ShuttingDown):
-        logger.warning("request %s on %s failed: %s", record.request_id, record.backend or record.model, error)
-    else:
-        logger.error("request %s failed unexpectedly", record.request_id, exc_info=error)
 
 
 class _Exchange:
