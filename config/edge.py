@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from config.tree import HostName, SourcePath, Tree
@@ -17,6 +17,9 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, float) else value
 
 
+Identity = Annotated[
+    str, StringConstraints(min_length=4, max_length=512, pattern=r"^(dns|uri|email|cn):[^\x00-\x1f]+$", strict=True)
+]
 LogFormat = Literal["json", "pretty", "auto"]
 
 
@@ -42,6 +45,9 @@ class TlsSettings(Tree):
     client_auth: Literal["none", "optional", "required"] = "none"
     """Whether clients are asked for a certificate, and refused without one."""
 
+    client_keys: dict[Identity, str] = Field(default={}, max_length=10_000)
+    """The names of keys by a name in the client's certificate: `dns:`, `uri:`, `email:` or `cn:` and that name."""
+
     # Unquoted in YAML it is a number.
     min_version: Annotated[Literal["1.2", "1.3"], BeforeValidator(_as_text)] = "1.2"
     """Oldest version of TLS that is spoken."""
@@ -51,6 +57,8 @@ class TlsSettings(Tree):
         if (self.client_ca is None) != (self.client_auth == "none"):
             text = "client_ca and client_auth (optional or required) belong together"
             raise PydanticCustomError("client_auth", text)
+        if self.client_keys and self.client_ca is None:
+            raise PydanticCustomError("client_keys", "client_keys need client_ca: nobody shows a certificate without")
         return self
 
 

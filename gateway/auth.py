@@ -26,6 +26,8 @@ from gateway.middleware import is_loopback
 # Stands where the SHA-256 of a key would: no text has this hash.
 ANONYMOUS = bytes(32)
 MAX_KEY_BYTES = 512
+# Where a connection puts the names of its client's certificate. No header that is sent can have this name.
+CERTIFICATE = b":certificate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +90,18 @@ def _principal(settings: Settings, entry: KeyEntry, names: Mapping[str, str], di
 
 
 class Authenticator:
-    """Finds the principal of a request. `now` gives seconds since 1970."""
+    """Finds the principal of a request. `now` gives seconds since 1970; `certificates` are key names by the names in a
+    client's certificate."""
 
-    def __init__(self, principals: Mapping[bytes, Principal], now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        principals: Mapping[bytes, Principal],
+        now: Callable[[], float] = time.time,
+        certificates: Mapping[str, str] | None = None,
+    ) -> None:
         self._principals = principals
         self._now = now
+        self._certificates = certificates or {}
 
     def replace(self, principals: Mapping[bytes, Principal]) -> None:
         """Other keys from the next request on; running requests keep what they have."""
@@ -103,14 +112,24 @@ class Authenticator:
         found = self._principals.get(ANONYMOUS)
         if found is not None:
             return found
-        key = _key(headers)
-        digest = hashlib.sha256(key).digest()
-        found = self._principals.get(digest)
-        if found is None or not compare_digest(found.digest, digest):
-            raise InvalidKey(_what_is_wrong(key))
+        if CERTIFICATE in headers and b"authorization" not in headers and b"x-api-key" not in headers:
+            found = self._by_certificate(headers[CERTIFICATE])
+        else:
+            key = _key(headers)
+            digest = hashlib.sha256(key).digest()
+            found = self._principals.get(digest)
+            if found is None or not compare_digest(found.digest, digest):
+                raise InvalidKey(_what_is_wrong(key))
         if found.expires_at is not None and self._now() >= found.expires_at:
             raise InvalidKey("The API key has expired.")
         return found
+
+    def _by_certificate(self, names: bytes) -> Principal:
+        keys = {self._certificates[name] for name in names.decode().split("\n") if name in self._certificates}
+        found = [principal for principal in self._principals.values() if principal.name in keys]
+        if len(found) != 1:
+            raise InvalidKey("The client certificate stands for no API key, and none was sent.")
+        return found[0]
 
 
 def check_keys(settings: Settings) -> None:

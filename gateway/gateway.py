@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -64,7 +64,7 @@ class Gateway:
         self._shared = SharedLimiter(settings.redis) if settings.redis.urls else None
         self._counting: asyncio.Task[None] | None = None
         self.access_log = access_log
-        self.authenticator = Authenticator(self._principals(settings))
+        self.authenticator = Authenticator(self._principals(settings), certificates=_client_keys(settings))
         self.served = assemble(settings, make_backends)
         self.readiness = health.Readiness(self.served.upstreams)
         self.registry = registry_for(
@@ -191,6 +191,10 @@ def _plans(settings: Settings) -> dict[str, Plan]:
     return {
         model.name: plan_for(model.name, settings.routing, model.routing, settings.profile) for model in settings.models
     }
+
+
+def _client_keys(settings: Settings) -> Mapping[str, str]:
+    return settings.tls.client_keys if settings.tls is not None else {}
 
 
 def _guard(settings: Settings) -> HostGuard:

@@ -17,10 +17,12 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from backends.base import Operation
+from gateway.auth import CERTIFICATE
 from gateway.call import Call
 from gateway.crowd import Crowd
 from gateway.dataplane import INFERENCE, DataPlane, Front
 from gateway.deadline import Deadline
+from gateway.tls import names_in
 
 if TYPE_CHECKING:
     import asyncio
@@ -77,6 +79,7 @@ class ClientConnection(HttpToolsProtocol):
         self._read_bytes = 0
         self._common: tuple[object, bytes] = (None, b"")
         self.ending = False
+        self._certificate = b""
         # Per request: an upper bound of what has come of its head, and whether the rest is waited for.
         self._in_head = True
         self._head_bytes = 0
@@ -87,6 +90,7 @@ class ClientConnection(HttpToolsProtocol):
         if len(self.connections) > self.max_connections or not self.crowd.admit(self, transport):
             self._refuse(503, "server_error", "overloaded", "Too many connections.")
             return
+        self._certificate = names_in(transport.get_extra_info("peercert"))
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
@@ -144,6 +148,8 @@ class ClientConnection(HttpToolsProtocol):
             if self._head_bytes > MAX_HEAD_BYTES:
                 raise _HeadTooLarge
         self._in_head = self._head_expected = False
+        if self._certificate:
+            self.headers.append((CERTIFICATE, self._certificate))
         operation = self.paths.get(self.url) or _operation(self.url, self.paths)
         if operation is not None and self.parser.get_method() == b"POST":
             self._begin_call(operation)
@@ -172,13 +178,7 @@ class ClientConnection(HttpToolsProtocol):
     def _begin_call(self, operation: Operation) -> None:
         version = self.parser.get_http_version()
         keep_alive = version != "1.0" and self.parser.should_keep_alive()
-        call = Call(
-            self,
-            operation,
-            self.headers,
-            version,
-            keep_alive=keep_alive,
-        )
+        call = Call(self, operation, self.headers, version, keep_alive=keep_alive)
         busy = self._answering
         self.cycle = call  # type: ignore[assignment]
         if busy:

@@ -11,8 +11,9 @@ import logging
 import os
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -135,6 +136,17 @@ def not_after(der: bytes) -> float:
     if der[first_ends] == 0x17:  # UTCTime has two digits of the year
         text = ("20" if text < "5" else "19") + text
     return calendar.timegm(time.strptime(text, "%Y%m%d%H%M%SZ"))
+
+
+def names_in(certificate: Mapping[str, Any] | None) -> bytes:
+    """The names that a client's certificate (as ssl.SSLObject.getpeercert gives it) vouches for, a line each:
+    `dns:`, `uri:` and `email:` of its alternative names, `cn:` of its subject. A name with a line end in it is none."""
+    if not certificate:
+        return b""
+    found = [(kind.lower(), name) for kind, name in certificate.get("subjectAltName", ())]
+    found += [("cn", name) for part in certificate["subject"] for kind, name in part if kind == "commonName"]
+    wanted = ("dns", "uri", "email", "cn")
+    return "\n".join(f"{kind}:{name}" for kind, name in found if kind in wanted and "\n" not in name).encode()
 
 
 def _content(der: bytes, start: int, end: int) -> tuple[int, int]:

@@ -14,12 +14,15 @@ import trustme
 
 from config.edge import TlsSettings
 from gateway import listener, tls_link
+from gateway.keys import hash_of, new_key
+from gateway.tls import names_in
 from tests.backends.certificates import authority, trusting, write_files
 from tests.engine import wait_for
 from tests.fakes import FakeBackend, chat_events
 from tests.gateway.running import JSON, Gateway, body, request, serving
 from tests.gateway.test_tls import replace
 
+KEY = new_key()
 EVENTS = chat_events("Hel", "lo")
 
 
@@ -234,3 +237,54 @@ async def test_certificates_of_strangers_are_refused(tmp_path: Path) -> None:
         with pytest.raises((ssl.SSLError, ConnectionError)):
             await ask(gateway, stranger)
         await gone(gateway)
+
+
+async def test_certificate_stands_for_a_key(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    file.write_text(
+        json.dumps({"keys": [{"name": "nightly", "hash": hash_of(KEY)}, {"name": "x", "hash": hash_of("x")}]})
+    )
+    settings = edge(
+        tmp_path, client_auth="optional", client_keys={"dns:alice": "nightly", "dns:both": "x", "cn:both": "gone"}
+    )
+    async with serving(FakeBackend(), edge={**settings, "auth": {"keys_file": str(file)}}) as gateway:
+        for name, status in (("alice", b"200"), ("bob", b"401"), ("", b"401")):
+            assert (await ask(gateway, client_tls(name=name))).split()[1] == status
+        # Another key that is sent counts, right or wrong; the name of the field cannot be sent.
+        for header, status in (
+            (f"x-api-key: {KEY}", b"200"),
+            ("x-api-key: nobody", b"401"),
+            (":certificate: dns:alice", b"400"),
+        ):
+            for name in ("alice", "bob"):
+                reader, writer = await connect(gateway, client_tls(name=name))
+                payload = json.dumps(body()).encode()
+                writer.write(request(payload, f"content-length: {len(payload)}", header))
+                assert (await reader.readline()).split()[1] == status
+                writer.close()
+        reader, writer = await connect(gateway, client_tls(name="alice"))
+        writer.write(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"200"
+        writer.close()
+        keys = [line["key"] for line in gateway.lines()]
+    assert keys == ["nightly", "", "", "nightly", "nightly", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("certificate", "names"),
+    [
+        (None, b""),
+        ({}, b""),
+        ({"subject": ((("commonName", "a"),),)}, b"cn:a"),
+        (
+            {
+                "subject": ((("organizationName", "o"),), (("commonName", "a"),)),
+                "subjectAltName": (("DNS", "d"), ("URI", "spiffe://x/y"), ("email", "e@x"), ("IP Address", "1.2.3.4")),
+            },
+            b"dns:d\nuri:spiffe://x/y\nemail:e@x\ncn:a",
+        ),
+        ({"subject": ((("commonName", "a\ndns:root"),),)}, b""),
+    ],
+)
+def test_names_of_a_certificate_say_what_kind_they_are(certificate: Any, names: bytes) -> None:
+    assert names_in(certificate) == names
