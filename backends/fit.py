@@ -58,7 +58,7 @@ class Fit:
 
 
 def gguf_needs(shape: ModelShape, context_tokens: int, parallel: int) -> Needs:
-    """Of the GGUF engine, all in the machine's memory. Within a tenth of what it takes, above it rather than below."""
+    """Of the GGUF engine, all in the machine's memory. Within a tenth of what it takes, or 15 MiB above it."""
     cells = -(-context_tokens // _CELLS) * _CELLS
     kv_elements = cells * sum(layer.kv_elements for layer in shape.layers)
     state_elements = sum(layer.state_elements for layer in shape.layers)

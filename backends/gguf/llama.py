@@ -21,6 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from backends import hardware
+from backends.fit import gguf_needs
+from backends.gguf.header import GgufError
+from backends.gguf.shape import read_shape
+from backends.shape import ModelShape
 
 PINNED_VERSION = "0.3.36"
 _BATCH_FIELDS = ("n_tokens", "token", "embd", "pos", "n_seq_id", "seq_id", "logits")
@@ -113,6 +117,7 @@ class Model:
         )
         self.adds_bos: bool = C.llama_vocab_get_add_bos(self._vocab)
         self.end_tokens = frozenset(t for t in range(self.n_vocab) if C.llama_vocab_is_eog(self._vocab, t))
+        self.shape = _shape_of(path)
         self.pieces = [self._piece(token) for token in range(self.n_vocab)]
         self.longest_piece_bytes = max(map(len, self.pieces), default=1)
         unwritten = [token for token, piece in enumerate(self.pieces) if not piece and token not in self.end_tokens]
@@ -123,12 +128,15 @@ class Model:
         """The C vocabulary."""
         return self._vocab
 
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Upper bound of F16 keys and values per token over all layers: 2 x layers x kv heads x head size x 2 bytes."""
+    def slot_bytes(self, slot_tokens: int) -> int:
+        """Of the caches of one slot. Where the file's header does not tell it is what layers and heads of usual sizes
+        would need, F16: 2 x layers x kv heads x head size x 2 bytes."""
+        if self.shape is not None:
+            return gguf_needs(self.shape, slot_tokens, 1).kv_bytes
         heads = max(C.llama_model_n_head(self._model), 1)
         head_size = C.llama_model_n_embd(self._model) // heads
-        return 4 * int(C.llama_model_n_layer(self._model) * C.llama_model_n_head_kv(self._model) * head_size)
+        kv_heads = C.llama_model_n_head_kv(self._model)
+        return 4 * slot_tokens * int(C.llama_model_n_layer(self._model) * kv_heads * head_size)
 
     @property
     def n_params(self) -> int:
@@ -363,13 +371,21 @@ def check_grammar(model: Model, text: str) -> None:
 
 def _check_memory(slots: int, slot_tokens: int, model: Model) -> None:
     """The kernel would promise any amount and kill the process when llama.cpp clears it."""
-    wanted_bytes = slots * slot_tokens * model.kv_bytes_per_token
+    wanted_bytes = slots * model.slot_bytes(slot_tokens)
     total_bytes = hardware.detect_host().total_ram_bytes
     if wanted_bytes > total_bytes or slots * slot_tokens >= 2**31:
         raise LlamaError(
             f"{slots} x {slot_tokens} tokens need {wanted_bytes / 2**30:,.1f} GiB of KV cache; "
             f"this machine has {total_bytes / 2**30:,.1f} GiB. Lower --parallel or --context-tokens"
         )
+
+
+def _shape_of(path: Path) -> ModelShape | None:
+    """None where llama.cpp reads a file that ours does not understand."""
+    try:
+        return read_shape(path)
+    except GgufError:
+        return None
 
 
 def _check_magic(path: Path) -> None:

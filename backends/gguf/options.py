@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from backends import hardware
+from backends.fit import GGUF_MOST_PARALLEL, gguf_parallel
+from backends.shape import ModelShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,11 @@ def min_copy_tokens(slot_bytes: int, n_params: int) -> int:
     return max(4, -(-5 * slot_bytes // n_params))
 
 
-def default_parallel(kv_bytes_per_slot: int) -> int:
-    """Slots whose caches fit into a quarter of the memory available now: a power of two from 1 to 16."""
-    fitting = max(hardware.detect_host().available_ram_bytes // 4 // max(kv_bytes_per_slot, 1), 1)
-    return int(min(16, 1 << (fitting.bit_length() - 1)))
+def default_parallel(shape: ModelShape | None, context_tokens: int, slot_bytes: int) -> int:
+    """Slots whose caches fit into a quarter of the memory available now, and with the whole model into all of it: a
+    power of two from 1 to 16. Without a shape the weights are not counted."""
+    available_bytes = hardware.detect_host().available_ram_bytes
+    if shape is not None:
+        return gguf_parallel(shape, available_bytes, context_tokens)
+    fitting = max(available_bytes // 4 // max(slot_bytes, 1), 1)
+    return int(min(GGUF_MOST_PARALLEL, 1 << (fitting.bit_length() - 1)))

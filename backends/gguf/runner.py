@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
+from backends.fit import GGUF_CONTEXT_TOKENS
 from backends.gguf.constraint import Constraint
 from backends.gguf.generation import Generation, Output
 from backends.gguf.llama import Context, DecodeError, FloatMatrix, LlamaError, Model, self_check
@@ -148,8 +149,9 @@ class Engine(threading.Thread):
         self_check()
         self.model = Model(self.options.path, on_progress=self._on_progress)
         self._resources.callback(self.model.close)
-        self.context_tokens = self.options.context_tokens or min(self.model.trained_context_tokens, 4096)
-        self.parallel = self.options.parallel or default_parallel(self.model.kv_bytes_per_token * self.context_tokens)
+        self.context_tokens = self.options.context_tokens or min(self.model.trained_context_tokens, GGUF_CONTEXT_TOKENS)
+        slot_bytes = self.model.slot_bytes(self.context_tokens)
+        self.parallel = self.options.parallel or default_parallel(self.model.shape, self.context_tokens, slot_bytes)
         busy_batch_tokens = max(self.options.busy_batch_tokens, 2 * self.parallel)
         batch_tokens = max(self.options.batch_tokens, busy_batch_tokens)
         self.context = Context(
@@ -167,7 +169,7 @@ class Engine(threading.Thread):
             busy_batch_tokens=busy_batch_tokens,
             max_waiting=self.options.max_waiting,
             partial_reuse=self.model.partial_reuse,
-            min_copy_tokens=min_copy_tokens(self.model.kv_bytes_per_token * self.context_tokens, self.model.n_params),
+            min_copy_tokens=min_copy_tokens(slot_bytes, self.model.n_params),
         )
         self._warm_up()
         self.progress = 1.0
