@@ -52,28 +52,28 @@ class Admission:
         self._take = take
         self._give_back = give_back
         self._give_up = give_up
-        self._queue: FairQueue[_Waiter] = FairQueue()
+        self.queue: FairQueue[_Waiter] = FairQueue()
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self.queue)
 
     async def enter(self, ask: Ask, ticket: Ticket) -> Place:
         """A place, counted, which the caller must give back. Raises what `take` and `give_up` say. Who is cancelled
         while waiting leaves nothing behind."""
-        if not self._queue:
+        if not self.queue:
             place = self._take(ask, ticket)
             if place is not None:
                 return place
         now = perf_counter()
         full = (
-            len(self._queue) >= self.settings.max_waiting or now - ticket.entered_at >= self.settings.max_wait_seconds
+            len(self.queue) >= self.settings.max_waiting or now - ticket.entered_at >= self.settings.max_wait_seconds
         )
         error = self._give_up(ask, ticket, full)
         if error is not None:
             raise error
         waiter = _Waiter(ask, ticket, now, self.settings)
-        self._queue.add(waiter, self.settings.priority.get(ask.tier or "", 0), ask.key)
+        self.queue.add(waiter, self.settings.priority.get(ask.tier or "", 0), ask.key)
         self._plan()
         # Others that wait may wait for something else than this one needs.
         self.wake()
@@ -85,12 +85,12 @@ class Admission:
             raise
         finally:
             ticket.waited_seconds += perf_counter() - now
-            if waiter in self._queue:
-                self._queue.remove(waiter)
+            if waiter in self.queue:
+                self.queue.remove(waiter)
 
     def wake(self, look_past: int = _LOOK_PAST) -> None:
         """A place may have become free: serves whoever can be served, in the order of their turns."""
-        for waiter in list(self._queue):
+        for waiter in list(self.queue):
             try:
                 place = self._take(waiter.ask, waiter.ticket)
             except RoutingError as error:
@@ -104,7 +104,7 @@ class Admission:
                 return
 
     def _settle(self, waiter: _Waiter, outcome: Place | Exception) -> None:
-        self._queue.remove(waiter, served=not isinstance(outcome, Exception))
+        self.queue.remove(waiter, served=not isinstance(outcome, Exception))
         if waiter.future.done():  # cancelled just now
             if not isinstance(outcome, Exception):
                 self._give_back(outcome[0])
@@ -121,12 +121,12 @@ class Admission:
         self._timer = None
         self.wake(_LOOK_PAST_IN_TICK)
         now = perf_counter()
-        for position, waiter in enumerate(list(self._queue), 1):
+        for position, waiter in enumerate(list(self.queue), 1):
             error = self._give_up(waiter.ask, waiter.ticket, now >= waiter.deadline)
             if error is not None:
                 self._settle(waiter, error)
             elif now >= waiter.ping_at and waiter.ticket.notify is not None:
                 waiter.ping_at = now + self.settings.ping_seconds
                 waiter.ticket.notify(position)
-        if self._queue:
+        if self.queue:
             self._plan()

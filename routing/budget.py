@@ -21,8 +21,7 @@ class RetryBudget:
 
     def earn(self) -> None:
         """A request has come."""
-        if self.balance < RESERVE:
-            self.balance = min(self.balance + self.share, RESERVE)
+        self.balance = min(self.balance + self.share, RESERVE)
 
     def spend(self) -> bool:
         """Whether one more attempt is allowed; if so it is counted."""

@@ -39,6 +39,11 @@ class Breaker:
         self._rest_until = -inf
         self._back_at = -inf
 
+    @property
+    def doubted(self) -> bool:
+        """Whether a success would change anything."""
+        return self._failures > 0 or self._openings > 0
+
     def state(self, now: float) -> BreakerState:
         """Where it stands."""
         if not self._openings:

@@ -109,7 +109,7 @@ class Lane:
     def quick(self) -> Upstream | None:
         """The one upstream, counted, where there is nothing to decide and nobody waits: what nearly every model has."""
         upstreams = self._members()
-        if len(upstreams) != 1 or self.plan.rules or len(self.admission):
+        if len(upstreams) != 1 or self.plan.rules or self.admission.queue.places:
             return None
         upstream = upstreams[0]
         if not upstream.takes_more:
@@ -138,7 +138,7 @@ class Lane:
     def give_back(self, upstream: Upstream) -> None:
         """A place on `upstream` is free again."""
         upstream.in_flight -= 1
-        if len(self.admission):
+        if self.admission.queue.places:
             self.admission.wake()
 
     def _refuse(self, decision: Decision, ask: Ask) -> None:

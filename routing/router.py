@@ -11,6 +11,7 @@ from time import perf_counter
 
 from backends.base import BackendResponse, InferenceRequest
 from backends.errors import BackendError
+from routing.budget import RESERVE
 from routing.catalog import ModelCatalog
 from routing.lane import Lane
 from routing.policy import ONLY, Plan, plan_for
@@ -85,7 +86,8 @@ class Router:
         RoutingError or the last upstream's BackendError; after an error or a cancellation nothing is left in flight."""
         ticket = ticket or Ticket()
         lane = self.lanes[self.catalog.resolve(request.model).model]
-        lane.budget.earn()
+        if lane.budget.balance < RESERVE:
+            lane.budget.earn()
         try:
             return await _attempt(lane, request, ticket)
         except BackendError as error:

@@ -118,8 +118,10 @@ class Upstream:
 
     def answered(self, now: float, service_seconds: float, first_token_seconds: float | None, events: int) -> None:
         """A whole answer has come; a stream of `events` tells when its first token came."""
-        self.breaker.succeeded(now)
-        self.pace = self._pace.with_answer(now, service_seconds, first_token_seconds, events)
+        if self.breaker.doubted:
+            self.breaker.succeeded(now)
+        self._pace = self._pace.with_answer(now, service_seconds, first_token_seconds, events)
+        self._seen = None
         if self.adaptive is not None and first_token_seconds is not None:
             self.adaptive.answered(now, first_token_seconds, self._in_flight)
             self.limit = self.adaptive.value

@@ -18,22 +18,23 @@ class FairQueue(Generic[Waiter]):
     def __init__(self) -> None:
         # By priority, then by key in the order of their turns, then by arrival.
         self._classes: dict[int, OrderedDict[str, OrderedDict[Waiter, None]]] = {}
-        self._places: dict[Waiter, tuple[int, str]] = {}
+        # Whether anybody waits is asked for each request, and a dict knows that at once.
+        self.places: dict[Waiter, tuple[int, str]] = {}
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
     def __contains__(self, waiter: Waiter) -> bool:
-        return waiter in self._places
+        return waiter in self.places
 
     def add(self, waiter: Waiter, priority: int, key: str) -> None:
         """`waiter` comes last of its key; a key that is new here comes last of its priority."""
         self._classes.setdefault(priority, OrderedDict()).setdefault(key, OrderedDict())[waiter] = None
-        self._places[waiter] = priority, key
+        self.places[waiter] = priority, key
 
     def remove(self, waiter: Waiter, *, served: bool = False) -> None:
         """It waits no longer. After one that is `served` its key comes last of its priority."""
-        priority, key = self._places.pop(waiter)
+        priority, key = self.places.pop(waiter)
         keys = self._classes[priority]
         del keys[key][waiter]
         if not keys[key]:
