@@ -271,8 +271,8 @@ class _Exchange:
             return ClientGone("The client did not read its answer in time.")
         ticket = self.record.ticket
         upstream = None if ticket is None else ticket.upstream
-        if upstream is None:
-            return BackendTimeout("No answer in time.")
+        if upstream is None:  # nobody has been asked
+            return Overloaded(self.record.model, 1.0)
         error = BackendTimeout("No answer in time.", backend=upstream.kind)
         upstream.breaker.failed(perf_counter())
         return error

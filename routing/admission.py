@@ -66,9 +66,7 @@ class Admission:
             if place is not None:
                 return place
         now = perf_counter()
-        full = (
-            len(self.queue) >= self.settings.max_waiting or now - ticket.entered_at >= self.settings.max_wait_seconds
-        )
+        full = len(self.queue) >= self.settings.max_waiting or now - ticket.entered_at >= self.settings.max_wait_seconds
         error = self._give_up(ask, ticket, full)
         if error is not None:
             raise error

@@ -24,15 +24,15 @@ class BreakerState(StrEnum):
 
 
 class Breaker:
-    """The passive health of one upstream. `settings` may be replaced; `clear` says that nothing of this applies: it is
-    what the hot path asks."""
+    """The passive health of one upstream. `failures` are those in a row, `settings` may be replaced; `clear` says that
+    nothing of this applies: it is what the hot path asks."""
 
-    __slots__ = ("_back_at", "_failures", "_open_until", "_openings", "_rest_until", "_trial", "clear", "settings")
+    __slots__ = ("_back_at", "_open_until", "_openings", "_rest_until", "_trial", "clear", "failures", "settings")
 
     def __init__(self, settings: BreakerSettings = _DEFAULTS) -> None:
         self.settings = settings
         self.clear = True
-        self._failures = 0
+        self.failures = 0
         self._openings = 0
         self._open_until = -inf
         self._trial = False
@@ -42,7 +42,7 @@ class Breaker:
     @property
     def doubted(self) -> bool:
         """Whether a success would change anything."""
-        return self._failures > 0 or self._openings > 0
+        return self.failures > 0 or self._openings > 0
 
     def state(self, now: float) -> BreakerState:
         """Where it stands."""
@@ -84,14 +84,14 @@ class Breaker:
             if now < self._open_until:
                 return
             self.came_back(now)
-        self._failures = 0
+        self.failures = 0
 
     def failed(self, now: float) -> None:
         """A request has failed in a way that is the upstream's fault."""
-        self._failures += 1
+        self.failures += 1
         if self._openings and now < self._open_until:
             return
-        if self._openings or self._failures >= self.settings.failures:
+        if self._openings or self.failures >= self.settings.failures:
             settings = self.settings
             self._open_until = now + min(settings.open_seconds * 2**self._openings, settings.max_open_seconds)
             # Enough doublings for every pair of settings.
@@ -111,7 +111,7 @@ class Breaker:
 
     def came_back(self, now: float) -> None:
         """It serves again, after a trial or a restart; from here it gets its full share step by step."""
-        self._failures = self._openings = 0
+        self.failures = self._openings = 0
         self._trial = False
         self._back_at = now
         self.clear = False

@@ -13,6 +13,7 @@ import httpx
 import uvicorn
 from uvicorn.server import ServerState
 
+from backends.factory import create_backends
 from config.edge import AdminSettings
 from config.schema import GgufSettings, ModelSettings, ServerSettings, Settings
 from gateway.admin import AdminPlane
@@ -22,6 +23,7 @@ from gateway.dataplane import DataPlane
 from gateway.health import Readiness
 from gateway.listener import connection_class
 from gateway.log import AccessLog
+from gateway.served import MakeBackends
 from gateway.tls import Certificates
 from gateway.tls_link import over_tls
 from routing.upstream import Upstream
@@ -135,7 +137,8 @@ def request(payload: bytes | None = None, *headers: str, path: str = CHAT, metho
 @contextlib.asynccontextmanager
 async def serving(*backends: FakeBackend, edge: dict[str, Any] | None = None, **server: Any) -> AsyncIterator[Gateway]:
     """A gateway in front of `backends`, one model per backend and called like it; "alias" is one more name of the
-    first. `server` are settings of the listener, `edge` those beside it."""
+    first. `server` are settings of the listener, `edge` those beside it: without `backends` also the models, which then
+    get their real ones."""
     models = [served_model(backend.name, *(["alias"] if backend is backends[0] else [])) for backend in backends]
     by_name = {backend.name: backend for backend in backends}
     settings = Settings.model_validate(
@@ -143,7 +146,8 @@ async def serving(*backends: FakeBackend, edge: dict[str, Any] | None = None, **
     )
     written: list[str] = []
     access_log = AccessLog(written.append)
-    app = create_app(settings, make_backends=lambda model: [by_name[model.name]], access_log=access_log)
+    make: MakeBackends = (lambda model: [by_name[model.name]]) if backends else create_backends
+    app = create_app(settings, make_backends=make, access_log=access_log)
     certificates = Certificates(settings.tls) if settings.tls is not None else None
     async with _lifespan(app), _listening(app, settings, certificates) as (port, state):
         address = f"{'http' if certificates is None else 'https'}://127.0.0.1:{port}"
