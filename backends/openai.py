@@ -7,6 +7,7 @@ Neighbours: http.py (the connections), errors.py (what is raised), engine.py (an
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ _USUAL_TYPES = _TYPES | {b"text/event-stream; charset=utf-8"}
 Header = tuple[bytes, bytes]
 
 # How a prompt that does not fit is told by llama-server, in `type`, and by vLLM, in words alone.
+_KIND = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _LLAMA_SERVER_TOO_LONG = "exceed_context_size_error"
 _TOO_LONG = "maximum context length"
 
@@ -120,13 +122,15 @@ def _error(status: int, retry_after: bytes, body: bytes) -> BackendError:
     if status == 503 and (code == "model_loading" or message == "Loading model"):
         return BackendLoading(message, progress=_progress(detail))
     if status in (429, 503):
-        return BackendOverloaded(message, retry_after_seconds=_seconds(retry_after))
+        return BackendOverloaded(f"It answered with status {status}.", retry_after_seconds=_seconds(retry_after))
     # Neither is about the client's request: the endpoint wants a key that we do not have.
     if 400 <= status < 500 and status not in (401, 403):
         too_long = code == "context_length_exceeded" or kind_of_error == _LLAMA_SERVER_TOO_LONG or _TOO_LONG in message
         kind = ContextLengthExceeded if too_long else InvalidRequest
         return kind(message, param=_text(detail.get("param")) or None)
-    return BackendProtocolError(f"It answered with status {status}: {message}")
+    # This goes to the log. What the engine says may hold the prompt that it stumbled over, so only its kind is kept.
+    kinds = [kind for kind in (_text(code), _text(kind_of_error)) if _KIND.fullmatch(kind)]
+    return BackendProtocolError(f"It answered with status {status}{f' ({kinds[0]})' if kinds else ''}.")
 
 
 def _detail(body: bytes) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class AdminPlane(Front):
         """Raises what speaks against this request: UnknownPath for everything that is for clients."""
         self._guard.check(scope["headers"], scope["http_version"])
         if is_for_operators(scope["path"]):
-            check_on_theirs(self._gateway.settings, self._gateway.authenticator, scope["headers"])
+            check_on_theirs(self._gateway.settings, self._gateway.entrance, scope)
         elif scope["path"] not in _HEALTH:
             raise UnknownPath("This listener is the operators'; models are served on the other one.")
 

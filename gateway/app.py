@@ -75,7 +75,7 @@ def _control_plane(gateway: Gateway, scrape: Scrape | None) -> FastAPI:
     # No schema and no documentation pages: they would describe the control plane to whoever asks.
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.include_router(health.routes(gateway.readiness, lambda: {**about, "profile": gateway.settings.profile}))
-    app.include_router(openai.routes(lambda: gateway.served.catalog, gateway.authenticator))
+    app.include_router(openai.routes(lambda: gateway.served.catalog, lambda: gateway.entrance))
 
     @app.get("/metrics")
     async def show_metrics(request: Request) -> Response:

@@ -7,6 +7,7 @@ keysfile.py (the entries), limits.py (the figures), ratelimit.py (counts by the 
 from __future__ import annotations
 
 import hashlib
+import ipaddress as ip
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from config.limits import LimitSettings
 from config.schema import AuthSettings, Settings
 from gateway.errors import InvalidKey, ModelNotAllowed
 from gateway.keys import is_intact
-from gateway.keysfile import KeyEntry, KeysFile, expiry, load_keys
+from gateway.keysfile import KeyEntry, KeysFile, Surface, expiry, load_keys
 from gateway.limits import Limits, resolve
 from gateway.middleware import is_loopback
 
@@ -32,7 +33,8 @@ CERTIFICATE = b":certificate"
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Whoever holds one key. `models` is None where every model is allowed; `slot` is its place in the LimitStore."""
+    """Whoever holds one key. `models`, `networks` and `surfaces` are None where every model, address and surface is
+    allowed; `slot` is its place in the LimitStore."""
 
     name: str
     tier: str | None
@@ -42,6 +44,8 @@ class Principal:
     expires_at: float | None = None
     whose: ClassVar[str] = "This API key"
     digest: bytes = field(default=ANONYMOUS, repr=False)
+    networks: tuple[ip.IPv4Network | ip.IPv6Network, ...] | None = None
+    surfaces: frozenset[Surface] | None = None
 
 
 def keys_of(settings: Settings) -> KeysFile | None:
@@ -86,7 +90,9 @@ def _principal(settings: Settings, entry: KeyEntry, names: Mapping[str, str], di
     models = None if entry.models is None else frozenset(names.get(model, model) for model in entry.models)
     limits = resolve(entry.limits, tier, settings.limits.default)
     expires_at = None if entry.expires is None else expiry(entry.expires)
-    return Principal(entry.name, entry.tier, models, limits, slot, expires_at, digest)
+    networks = None if entry.addresses is None else tuple(map(ip.ip_network, entry.addresses))
+    surfaces = None if entry.surfaces is None else frozenset(entry.surfaces)
+    return Principal(entry.name, entry.tier, models, limits, slot, expires_at, digest, networks, surfaces)
 
 
 class Authenticator:
@@ -106,6 +112,16 @@ class Authenticator:
     def replace(self, principals: Mapping[bytes, Principal]) -> None:
         """Other keys from the next request on; running requests keep what they have."""
         self._principals = principals
+
+    def has_unguessable(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether the key in `headers` is one of ours as it was printed, known or not; or a client's certificate stands
+        for it, or none is needed."""
+        if ANONYMOUS in self._principals or CERTIFICATE in headers:
+            return True
+        try:
+            return is_intact(_key(headers).decode("latin-1"))
+        except InvalidKey:
+            return False
 
     def principal(self, headers: Mapping[bytes, bytes]) -> Principal:
         """Who sends these headers (names in lower case). Raises InvalidKey."""

@@ -90,7 +90,7 @@ class DataPlane(Front):
         if scope["path"] in INFERENCE:
             raise MethodRefused("Use POST here.", allow="POST")
         if is_for_operators(scope["path"]):
-            check_on_main(self.gateway.settings, self.gateway.authenticator, scope["headers"])
+            check_on_main(self.gateway.settings, self.gateway.entrance, scope)
 
 
 async def _refuse(error: GatewayError, request_id: str, send: Send) -> None:

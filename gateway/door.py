@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gateway.auth import Authenticator, Principal, check_repeated
+from gateway.auth import Principal
 from gateway.call import Call
+from gateway.entrance import Entrance
 from gateway.middleware import HostGuard
 from gateway.ratelimit import RateLimiter, Reservation
 from gateway.replicas.limiter import Lease, SharedLimiter
@@ -22,7 +23,7 @@ class Door:
     """Those who decide who may take anything; with `shared` it counts in place of `limiter`."""
 
     guard: HostGuard
-    authenticator: Authenticator
+    entrance: Entrance
     limiter: RateLimiter
     shared: SharedLimiter | None = None
 
@@ -32,9 +33,7 @@ class Door:
         repeated = len(headers) != len(call.headers)
         if repeated or not self.guard.passes(headers):
             self.guard.check(call.headers, call.http_version)
-        if repeated:
-            check_repeated(call.headers)
-        return self.authenticator.principal(headers)
+        return self.entrance.principal(call.headers, call.peer, "openai", None if repeated else headers)
 
     async def reserve(self, principal: Principal, estimated_tokens: int, model: str) -> Reserved:
         """What RateLimiter.reserve does, here or at Redis, whose answer is waited for. Raises RateLimited,

@@ -11,6 +11,9 @@ GatewayError
 ├── MethodRefused          the path exists, the method does not
 ├── TooManyHeaders         more header fields than any client needs
 ├── InvalidKey             no API key, or none that is known and in force
+├── TooManyGuesses         too many wrong API keys came from the address
+├── AddressNotAllowed      the key may not be used from there
+├── SurfaceNotAllowed      a part of the gateway that the key does not cover
 ├── ModelNotAllowed        a model that the key does not cover
 ├── TooManyTokens          a request for more tokens than the key may ask for at once
 ├── RateLimited            one of the key's limits is used up; says which, and for how long
@@ -86,6 +89,22 @@ class InvalidKey(GatewayError):
     """No API key, or none that is known and in force. The message never repeats what was sent."""
 
 
+class TooManyGuesses(GatewayError):
+    """Too many wrong API keys came from this address lately."""
+
+    def __init__(self, message: str, *, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class AddressNotAllowed(GatewayError):
+    """The key is in force, and not where this request comes from."""
+
+
+class SurfaceNotAllowed(GatewayError):
+    """The key is in force, and not for this part of the gateway."""
+
+
 class ModelNotAllowed(GatewayError):
     """The model exists, and the key does not cover it."""
 
@@ -148,6 +167,9 @@ TABLE: dict[type[Exception], Row] = {
     MethodRefused: Row(405, _REQUEST, "method_not_allowed"),
     TooManyHeaders: Row(431, _REQUEST, "headers_too_large"),
     InvalidKey: Row(401, "authentication_error", "invalid_api_key", headers=((b"www-authenticate", b"Bearer"),)),
+    TooManyGuesses: Row(429, "authentication_error", "too_many_attempts", retry_after_seconds=3.0),
+    AddressNotAllowed: Row(403, _REQUEST, "address_not_allowed"),
+    SurfaceNotAllowed: Row(403, _REQUEST, "surface_not_allowed"),
     ModelNotAllowed: Row(403, _REQUEST, "model_not_allowed"),
     TooManyTokens: Row(400, _REQUEST, "invalid_request"),
     RateLimited: Row(429, "rate_limit_error", "rate_limit_exceeded", retry_after_seconds=1.0),

@@ -14,8 +14,11 @@ from pathlib import Path
 
 from config.schema import AuthSettings, Settings
 from gateway import health, keyswatch
+from gateway.address import ClientAddress
 from gateway.auth import Authenticator, Principal, keys_of, principals
 from gateway.door import Door
+from gateway.entrance import Entrance
+from gateway.guesses import Guesses
 from gateway.keysfile import KeysFile
 from gateway.limits import shared_accounts
 from gateway.log import AccessLog
@@ -64,6 +67,7 @@ class Gateway:
         self._shared = SharedLimiter(settings.redis) if settings.redis.urls else None
         self._counting: asyncio.Task[None] | None = None
         self.access_log = access_log
+        self._guesses = Guesses()
         self.authenticator = Authenticator(self._principals(settings), certificates=_client_keys(settings))
         self.served = assemble(settings, make_backends)
         self.readiness = health.Readiness(self.served.upstreams)
@@ -74,7 +78,8 @@ class Gateway:
         if self._shared is not None:
             self.registry.register(SharedLimitsCollector(self._shared))
         self._router = Router(self.served.catalog, _plans(settings), workers)
-        self.relay = self._relay(settings, self.guard)
+        self.entrance = self._entrance(settings)
+        self.relay = self._relay(settings, self.guard, self.entrance)
         self._name_series()
 
     async def start(self) -> None:
@@ -106,12 +111,13 @@ class Gateway:
         served = assemble(settings, self._make_backends, before)
         guard = _guard(settings)
         plans = _plans(settings)
-        relay = self._relay(settings, guard)
+        entrance = self._entrance(settings)
+        relay = self._relay(settings, guard, entrance)
         # From here on nothing can fail and nobody else runs until the new state is complete.
         self.authenticator.replace(principals)
         self._router.adopt(served.catalog, plans)
         before_auth, self.settings = self.settings.auth, settings
-        self.served, self.guard, self.relay = served, guard, relay
+        self.served, self.guard, self.entrance, self.relay = served, guard, entrance, relay
         self.readiness.upstreams = tuple(served.upstreams)
         self._name_series()
         for task in self._leaving.values():
@@ -141,12 +147,15 @@ class Gateway:
     def _principals(self, settings: Settings) -> dict[bytes, Principal]:
         return principals(settings, keys_of(settings), self._limits.slot_of)
 
-    def _relay(self, settings: Settings, guard: HostGuard) -> Relay:
+    def _entrance(self, settings: Settings) -> Entrance:
+        return Entrance(self.authenticator, ClientAddress(settings.server.trusted_proxies), self._guesses)
+
+    def _relay(self, settings: Settings, guard: HostGuard, entrance: Entrance) -> Relay:
         accounts = shared_accounts(settings, self._limits.slot_of)
         limiter = RateLimiter(self._limits, self._worker, shared=accounts)
         if self._shared is not None:
             self._shared.adopt(limiter, settings.limits.on_redis_error, accounts)
-        door = Door(guard, self.authenticator, limiter, self._shared)
+        door = Door(guard, entrance, limiter, self._shared)
         return Relay(settings.server, self._router, self._journal, door)
 
     def _name_series(self) -> None:

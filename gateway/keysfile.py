@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -24,7 +24,7 @@ from config.document import parse
 from config.errors import ConfigError, Problem
 from config.limits import LimitSettings, TierName
 from config.load import MAX_FILE_BYTES, read_text
-from config.tree import ModelName
+from config.tree import ModelName, Network
 from config.validate import validate
 
 _HEADING = """\
@@ -61,6 +61,8 @@ KeyName = Annotated[
     str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]*$", strict=True)
 ]
 KeyHash = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$", strict=True)]
+# Parts of the gateway: the models, and /metrics with /admin.
+Surface = Literal["openai", "operators"]
 Expiry = Annotated[str, StringConstraints(max_length=64, strict=True), AfterValidator(_check_expiry)]
 
 
@@ -75,6 +77,8 @@ class KeyEntry(BaseModel):
     models: Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=1000)] | None = None
     limits: LimitSettings = LimitSettings()
     expires: Expiry | None = None
+    addresses: Annotated[tuple[Network, ...], Field(min_length=1, max_length=256)] | None = None
+    surfaces: Annotated[tuple[Surface, ...], Field(min_length=1, max_length=16)] | None = None
 
 
 class KeysFile(BaseModel):

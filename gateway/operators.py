@@ -5,14 +5,15 @@ Neighbours: dataplane.py and admin.py, the two listeners.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from config.schema import AuthSettings, Settings
-from gateway.auth import Authenticator, check_repeated
+from gateway.entrance import Entrance
 from gateway.errors import UnknownPath
 from gateway.middleware import is_loopback
 
-Headers = Sequence[tuple[bytes, bytes]]
+Scope = Mapping[str, Any]
 
 
 def is_for_operators(path: str) -> bool:
@@ -20,23 +21,24 @@ def is_for_operators(path: str) -> bool:
     return path in {"/metrics", "/admin"} or path.startswith("/admin/")
 
 
-def check_on_main(settings: Settings, authenticator: Authenticator, headers: Headers) -> None:
+def check_on_main(settings: Settings, entrance: Entrance, scope: Scope) -> None:
     """What speaks against a request to such a path on the clients' listener: everything where operators have one of
     their own, a missing key where clients need one. On loopback too, for a reverse proxy may be there. Raises
     UnknownPath and InvalidKey."""
     if settings.admin is not None:
         raise UnknownPath("There is nothing at this path; the API starts at /v1.")
     if isinstance(settings.auth, AuthSettings):
-        _check_key(authenticator, headers)
+        entrance.principal(scope["headers"], peer_of(scope), "operators")
 
 
-def check_on_theirs(settings: Settings, authenticator: Authenticator, headers: Headers) -> None:
+def check_on_theirs(settings: Settings, entrance: Entrance, scope: Scope) -> None:
     """The same on the listener of `admin`: whoever reaches it on loopback is welcome. Raises InvalidKey."""
     beyond = settings.admin is not None and not is_loopback(settings.admin.host)
     if beyond and isinstance(settings.auth, AuthSettings):
-        _check_key(authenticator, headers)
+        entrance.principal(scope["headers"], peer_of(scope), "operators")
 
 
-def _check_key(authenticator: Authenticator, headers: Headers) -> None:
-    check_repeated(headers)
-    authenticator.principal(dict(headers))
+def peer_of(scope: Scope) -> str:
+    """The address of an ASGI request's connection, empty for a Unix socket."""
+    client = scope.get("client")
+    return client[0] if client else ""

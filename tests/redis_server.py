@@ -111,9 +111,13 @@ class RedisServer:
     def _answers(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, (self.folder / "redis.log").read_text()
-        with contextlib.suppress(OSError, RuntimeError):
+        try:
             return bool(self.command("PING") == b"PONG")
-        return False
+        except RuntimeError as error:
+            # One that wants a password is there; one that is loading its data is not yet.
+            return str(error).startswith("NOAUTH")
+        except OSError:
+            return False
 
 
 @contextlib.contextmanager

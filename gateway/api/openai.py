@@ -9,20 +9,20 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from gateway.auth import Authenticator, Principal, check_model, check_repeated
+from gateway.auth import Principal, check_model
+from gateway.entrance import Entrance
+from gateway.operators import peer_of
 from routing.catalog import CatalogEntry, ModelCatalog
 
 
-def routes(catalog: Callable[[], ModelCatalog], authenticator: Authenticator) -> APIRouter:
+def routes(catalog: Callable[[], ModelCatalog], entrance: Callable[[], Entrance]) -> APIRouter:
     """GET /v1/models and /v1/models/{id}; every alias counts as a model. Unknown ids raise ModelNotFound, missing or
     wrong keys InvalidKey."""
     created = int(time.time())
     router = APIRouter()
 
     def caller(request: Request) -> Principal:
-        headers = request.scope["headers"]
-        check_repeated(headers)
-        return authenticator.principal(dict(headers))
+        return entrance().principal(request.scope["headers"], peer_of(request.scope), "openai")
 
     @router.get("/v1/models")
     async def list_models(request: Request) -> JSONResponse:

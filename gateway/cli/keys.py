@@ -52,6 +52,8 @@ def keys() -> None:
 @click.argument("name")
 @click.option("--tier", help="A tier of limits.tiers.")
 @click.option("--models", metavar="MODEL[,MODEL]", help="The models the key covers. [default: all]")
+@click.option("--from", "addresses", metavar="NETWORK[,NETWORK]", help="Where it may be used from. [default: anywhere]")
+@click.option("--surfaces", metavar="NAME[,NAME]", help="openai, operators (/metrics, /admin). [default: all]")
 @click.option("--expires", metavar="DATE", help="Last day it works (UTC), or a time such as 2027-01-31T12:00Z.")
 @click.option("--rpm", metavar="N", help="Requests per minute; a number or `unlimited`, as for all limits.")
 @click.option("--tpm", metavar="N", help="Tokens per minute.")
@@ -64,6 +66,8 @@ def add(
     name: str,
     tier: str | None,
     models: str | None,
+    addresses: str | None,
+    surfaces: str | None,
     expires: str | None,
     file: Path | None,
     config: Path | None,
@@ -73,6 +77,7 @@ def add(
 
     \b
     upshift keys add alice --file keys.yaml
+    upshift keys add prometheus --surfaces operators --from 10.0.0.0/8
     upshift keys add nightly --tier batch --rpm 30 --concurrent unlimited
     KEY=$(upshift keys add ci --expires 2027-01-31)
     """
@@ -84,7 +89,9 @@ def add(
         "name": name,
         "hash": hash_of(key),
         "tier": tier,
-        "models": models.split(",") if models is not None else None,
+        "models": _listed(models),
+        "addresses": _listed(addresses),
+        "surfaces": _listed(surfaces),
         "limits": {_LIMITS[option]: scalar(value) for option, value in limits.items() if value is not None},
         "expires": expires,
     }
@@ -156,6 +163,10 @@ def rotate(name: str, file: Path | None, config: Path | None) -> None:
         rest = _plain(old)
         _write(path, [{**entry, "hash": hash_of(key)} if entry["name"] == changed.name else entry for entry in rest])
     _show_once(key, f"Replaced the key of '{name}' in {path}.")
+
+
+def _listed(text: str | None) -> list[str] | None:
+    return None if text is None else text.split(",")
 
 
 def _show_once(key: str, done: str) -> None:

@@ -30,13 +30,20 @@ class Witness:
 
     async def answer(self, request: web.Request) -> web.Response:
         body: dict[str, Any] = await request.json()
+        said = str(body["messages"][0]["content"]) if body.get("messages") else ""
+        if said.startswith("echo "):
+            # An engine that repeats in its refusal what it was sent.
+            return web.json_response({"error": {"message": said}}, status=int(said.split()[1]))
+        if said.startswith("cut "):
+            assert request.transport is not None
+            request.transport.abort()
         self.running += 1
         self.most = max(self.most, self.running)
         try:
             await asyncio.sleep(self.service_seconds)
         finally:
             self.running -= 1
-        self.seen.append((int(body["user"]), time.monotonic_ns()))
+        self.seen.append((int(body.get("user") or 0), time.monotonic_ns()))
         return web.Response(body=chat_body(usage=self.usage), content_type="application/json")
 
 

@@ -1,0 +1,61 @@
+"""Who comes in, with which key, from where, to what: the one way in for requests of every kind.
+
+Neighbours: auth.py (keys), address.py (whose address), guesses.py (who has to wait), door.py and operators.py (the
+callers).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+
+from gateway.address import ClientAddress
+from gateway.auth import Authenticator, Principal, check_repeated
+from gateway.errors import AddressNotAllowed, InvalidKey, SurfaceNotAllowed
+from gateway.guesses import Guesses
+from gateway.keysfile import Surface
+
+Fields = Sequence[tuple[bytes, bytes]]
+
+
+class Entrance:
+    """`authenticator` knows the keys; `addresses` tells clients behind trusted proxies apart."""
+
+    def __init__(self, authenticator: Authenticator, addresses: ClientAddress, guesses: Guesses) -> None:
+        self.authenticator = authenticator
+        self._addresses = addresses
+        self._guesses = guesses
+
+    def principal(
+        self, fields: Fields, peer: str, surface: Surface, headers: Mapping[bytes, bytes] | None = None
+    ) -> Principal:
+        """Who sends a request with the header `fields` (`headers` as a mapping, where the caller has one and none is
+        repeated) over a connection from `peer` to `surface`.
+
+        Raises InvalidKey, TooManyGuesses, AddressNotAllowed and SurfaceNotAllowed.
+        """
+        if headers is None:
+            check_repeated(fields)
+            headers = dict(fields)
+        if self._guesses and not self.authenticator.has_unguessable(headers):
+            self._guesses.check(self._addresses.of(peer, fields))
+        try:
+            found = self.authenticator.principal(headers)
+        except InvalidKey:
+            if b"authorization" in headers or b"x-api-key" in headers:
+                self._guesses.failed(self._addresses.of(peer, fields))
+            raise
+        if found.networks is not None:
+            _check_address(found, self._addresses.of(peer, fields))
+        if found.surfaces is not None and surface not in found.surfaces:
+            raise SurfaceNotAllowed(f"This API key does not cover the surface '{surface}'.")
+        return found
+
+
+def _check_address(principal: Principal, text: str) -> None:
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:  # a Unix socket has none
+        address = None
+    if address is None or not any(address in network for network in principal.networks or ()):
+        raise AddressNotAllowed("This API key may not be used from this address.")
