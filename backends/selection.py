@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from backends.fit import Fit, gguf_fit, gib
 from backends.hardware import Hardware
 from backends.shape import ModelShape
-from backends.vllm.fit import usable_gpus, vllm_fit
+from backends.vllm.fit import gpus_for, usable_gpus, vllm_fit
 from config.errors import ConfigError, Problem
 from config.schema import GgufSettings, ModelSettings, Settings
 from config.tree import Profile
@@ -123,26 +123,23 @@ def _launched(model: ModelSettings, settings: VllmSettings, profile: Profile, ar
     if around is None:
         return Choice(VLLM, place, True, "launched here")
     fit = vllm_fit(shape, settings, around.hardware, model.context_tokens) if isinstance(shape, ModelShape) else None
-    where = _where(around.hardware, fit)
+    gpus = gpus_for(settings, around.hardware)
+    where = f"on {fit.gpus if fit else len(gpus)} × {gpus[0].name}" if gpus else "on the CPU"
     there = around.vllm_installed or settings.python is not None or settings.command is not None
     missing = "" if there else "vLLM is not installed (`upshift engine install vllm`)"
     if profile == "prod":
         return Choice(VLLM, place, True, f"profile prod asks it first, {where}", missing or _against(fit), fit)
-    obstacle = _no_gpu(around.hardware) or missing or _against(fit)
+    obstacle = "" if gpus else _no_gpu(around.hardware)
+    obstacle = obstacle or missing or _against(fit)
     if obstacle:
         return Choice(VLLM, place, False, obstacle, fit=fit)
     known = f"fits {where}" if fit is not None else f"{where}; its size is not known: {shape}"
     return Choice(VLLM, place, True, known, fit=fit)
 
 
-def _where(hardware: Hardware, fit: Fit | None) -> str:
-    gpus = usable_gpus(hardware.gpus.devices)
-    return f"on {fit.gpus if fit else len(gpus)} × {gpus[0].name}" if gpus else "on the CPU"
-
-
 def _no_gpu(hardware: Hardware) -> str:
     if usable_gpus(hardware.gpus.devices):
-        return ""
+        return "its environment leaves it no GPU"
     if hardware.gpus.devices:
         gpu = hardware.gpus.devices[0]
         return f"vLLM does not run on {gpu.name} ({gpu.capability})"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from backends.fit import GIB, MIB, Fit, Needs, gib, most
-from backends.gpu import Gpu
+from backends.gpu import Gpu, visible
 from backends.hardware import Hardware
 from backends.shape import ModelShape
 from config.vllm import VllmSettings
@@ -26,6 +26,10 @@ _BLOCK = 16  # vLLM hands out its cache in blocks of so many tokens
 _LEAST_CONTEXT = 2048  # less is no use to anybody; vLLM would make do with it where no length is asked for
 _MOST_GPUS = 64
 _ROOMY_TOKENS = 65_536  # sixteen conversations of 4,096
+
+# Bytes of a weight that is stored as it is, and what vLLM can make of such weights: one byte.
+_PLAIN = {"bfloat16": 2, "float16": 2, "float32": 4}
+_ONLINE = ("fp8", "int8")
 
 # What the pinned vLLM has kernels for (its installation page).
 _LEAST_CAPABILITY = (7, 5)
@@ -48,12 +52,19 @@ class _Place:
 
 
 def usable_gpus(gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
-    """Those that vLLM runs on, all of one kind: it cuts a model into equal parts. The kind with the most memory."""
+    """Those that vLLM runs on, all of one kind: it cuts a model into equal parts. The kind with the most memory. Of MIG
+    instances a program sees one."""
     kinds: dict[tuple[str, int], list[Gpu]] = {}
     for gpu in gpus:
         if _runs_on(gpu):
             kinds.setdefault((gpu.name, gpu.total_bytes), []).append(gpu)
-    return tuple(max(kinds.values(), key=lambda kind: sum(gpu.total_bytes for gpu in kind), default=[]))
+    best = max(kinds.values(), key=lambda kind: sum(gpu.total_bytes for gpu in kind), default=[])
+    return tuple(best[:1] if best and best[0].uuid.startswith("MIG-") else best)
+
+
+def gpus_for(settings: VllmSettings, hardware: Hardware) -> tuple[Gpu, ...]:
+    """Those that a vLLM with `settings` would use: its own environment may leave it fewer."""
+    return usable_gpus(visible(hardware.gpus.devices, settings.environment))
 
 
 def _runs_on(gpu: Gpu) -> bool:
@@ -69,7 +80,8 @@ def vllm_fit(shape: ModelShape, settings: VllmSettings, hardware: Hardware, cont
     conversations; where there are not so many, all of them. None for the context is as much of what the model was
     trained for as fits.
     """
-    gpus = usable_gpus(hardware.gpus.devices)
+    shape = _as_loaded(shape, settings)
+    gpus = gpus_for(settings, hardware)
     if not gpus:
         return _cpu_fit(shape, settings, hardware.available_ram_bytes, context_tokens)
     # A GPU that shares the machine's memory has as much as there is.
@@ -87,6 +99,17 @@ def vllm_fit(shape: ModelShape, settings: VllmSettings, hardware: Hardware, cont
     if chosen.fits:
         return replace(chosen, gpus=count)
     return replace(chosen, gpus=count, changes=tuple(_changes(shape, settings, chosen, len(gpus), memory_bytes)))
+
+
+def _as_loaded(shape: ModelShape, settings: VllmSettings) -> ModelShape:
+    """With what the settings make smaller: weights that are quantized while they are loaded, a cache in 8 bits."""
+    kv_type = str(settings.args.get("kv-cache-dtype", "auto"))
+    if kv_type.startswith("fp8"):
+        shape = replace(shape, element_bytes=1)
+    stored = _PLAIN.get(shape.weights)
+    if stored is not None and settings.quantization is not None and settings.quantization.startswith(_ONLINE):
+        shape = replace(shape, weights=settings.quantization, weight_bytes=shape.weight_bytes // stored)
+    return shape
 
 
 def _is_roomy(fit: Fit, settings: VllmSettings) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from backends.fit import gib
 from backends.gpu import Gpu
 from backends.selection import GGUF, VLLM, Choice, Surroundings, choose, select
-from backends.vllm.fit import SHARE, usable_gpus
+from backends.vllm.fit import SHARE, gpus_for, usable_gpus
 from config.errors import ConfigError
 from config.schema import ModelSettings, Settings
 
@@ -39,6 +39,8 @@ def diagnose(settings: Settings, around: Surroundings) -> Diagnosis:
     """Of the models of `settings` in these surroundings, which are known in full."""
     choices = {model.name: choose(model, settings.profile, around) for model in settings.models}
     problems = [*_nothing_left(settings, around), *_unreadable(around)]
+    if around.hardware.gpus.problem:
+        problems.append(around.hardware.gpus.problem)
     for model in settings.models:
         problems += [
             f"{model.name}: {text}" for choice in choices[model.name] if (text := _problem(choice, settings, around))
@@ -108,14 +110,16 @@ def _crowded(models: tuple[ModelSettings, ...], choices: dict[str, tuple[Choice,
 def _notes(
     models: tuple[ModelSettings, ...], choices: dict[str, tuple[Choice, ...]], around: Surroundings
 ) -> Iterator[str]:
-    gpus = usable_gpus(around.hardware.gpus.devices)
     for model in models:
-        for choice in choices[model.name]:
-            shape = around.shapes.get((model.name, choice.kind))
-            if choice.kind == VLLM and choice.served and isinstance(shape, str):
-                yield f"{model.name}: vllm: {shape}; whether it fits is not known"
-            if model.vllm is not None and choice.kind == VLLM and choice.served and choice.fit is not None:
-                yield from _occupied(model.name, gpus[: choice.fit.gpus], model.vllm.memory_share or SHARE)
+        served = [choice for choice in choices[model.name] if choice.kind == VLLM and choice.served]
+        if model.vllm is None or model.vllm.source is None or not served:
+            continue
+        shape = around.shapes.get((model.name, VLLM))
+        if isinstance(shape, str):
+            yield f"{model.name}: vllm: {shape}; whether it fits is not known"
+        elif served[0].fit is not None:
+            gpus = gpus_for(model.vllm, around.hardware)[: served[0].fit.gpus]
+            yield from _occupied(model.name, gpus, model.vllm.memory_share or SHARE)
 
 
 def _occupied(model: str, gpus: tuple[Gpu, ...], share: float) -> Iterator[str]:

@@ -155,3 +155,9 @@ def test_a_survey_knows_the_sizes_of_files_that_are_here(tmp_path: Path) -> None
     around = survey(Settings(models=(model, lost, far)), lambda: MACHINES["2-cores"])
     assert around is not None
     assert set(around.shapes) == {("m", "vllm"), ("lost", "vllm"), ("far", "vllm")}
+
+
+def test_a_vllm_that_is_kept_from_all_gpus_is_left_out() -> None:
+    hidden = VllmSettings(source="org/m", environment={"CUDA_VISIBLE_DEVICES": ""})
+    _, vllm = choose(LAUNCHED.model_copy(update={"vllm": hidden}), "auto", around("8xH100"))
+    assert (vllm.served, vllm.reason) == (False, "its environment leaves it no GPU")

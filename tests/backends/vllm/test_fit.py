@@ -11,7 +11,7 @@ from backends.fit import GIB
 from backends.gpu import Gpu, Gpus
 from backends.hardware import Hardware, from_json
 from backends.shape import Layer, ModelShape
-from backends.vllm.fit import kv_bytes, usable_gpus, vllm_fit
+from backends.vllm.fit import gpus_for, kv_bytes, usable_gpus, vllm_fit
 from config.vllm import VllmSettings
 
 MACHINES = {file.stem: from_json(file.read_text()) for file in (Path(__file__).parents[1] / "hardware").glob("*.json")}
@@ -140,3 +140,25 @@ def test_a_gpu_that_shares_the_memory_has_as_much_as_the_machine() -> None:
     fit = vllm_fit(LLAMA_8B, AUTO, _machine(spark), 8192)
     assert (fit.gpus, fit.fits) == (1, True)
     assert fit.available_bytes == int(0.92 * 64 * GIB)
+
+
+def test_what_settings_make_smaller_counts() -> None:
+    plain = vllm_fit(LLAMA_8B, AUTO, MACHINES["1xL40S"], 8192).needs
+    small = VllmSettings(source="/m", quantization="fp8", args={"kv-cache-dtype": "fp8_e4m3"})
+    needs = vllm_fit(LLAMA_8B, small, MACHINES["1xL40S"], 8192).needs
+    assert (needs.weight_bytes, needs.kv_bytes) == (plain.weight_bytes // 2, plain.kv_bytes // 2)
+    quantized = replace(LLAMA_8B, weights="awq")
+    assert vllm_fit(quantized, small, MACHINES["1xL40S"], 8192).needs.weight_bytes == plain.weight_bytes
+
+
+def test_an_environment_of_its_own_leaves_it_fewer_gpus() -> None:
+    two = VllmSettings(source="/m", environment={"CUDA_VISIBLE_DEVICES": "2,3"})
+    assert [gpu.uuid for gpu in gpus_for(two, MACHINES["8xH100"])] == [
+        gpu.uuid for gpu in MACHINES["8xH100"].gpus.devices[2:4]
+    ]
+    assert vllm_fit(LLAMA_70B, two, MACHINES["8xH100"], 32768).changes[-2:][0] == "4 GPUs of this kind"
+
+
+def test_of_mig_instances_one_counts() -> None:
+    parts = tuple(Gpu("nvidia", "H100 MIG 3g.40gb", f"MIG-{number}", 40 * GIB, 39 * GIB, "9.0") for number in range(2))
+    assert usable_gpus(parts) == parts[:1]

@@ -165,6 +165,18 @@ def test_occupied_gpus_and_unknown_sizes_are_noted(
     assert "note      later: vllm: nobody/has-this is not on this machine yet; whether it fits is not known" in told
 
 
+def test_a_driver_that_does_not_answer_is_a_problem(
+    tmp_path: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = json.loads((MACHINES / "1xL40S.json").read_text())
+    machine["gpus"] = {"devices": [], "problem": "the NVIDIA driver does not answer: Driver/library version mismatch"}
+    (tmp_path / "broken.json").write_text(json.dumps(machine))
+    assert main(["doctor", "--config", str(config), "--hardware", str(tmp_path / "broken.json")]) == 1
+    told = capsys.readouterr().out
+    assert "problem   the NVIDIA driver does not answer: Driver/library version mismatch" in told
+    assert "not served, the NVIDIA driver does not answer" in told
+
+
 def test_people_read_the_same(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--config", str(config), "--hardware", str(MACHINES / "1xL40S.json")]) == 0
     told = capsys.readouterr().out
