@@ -1,4 +1,4 @@
-"""Settings of the edge: TLS, the listener for those who operate the gateway, the log.
+"""Settings of the edge: TLS, the listener for those who operate the gateway, log, traces.
 
 Neighbours: schema.py (where they hang), gateway/tls.py and gateway/admin.py (what they mean).
 """
@@ -6,8 +6,9 @@ Neighbours: schema.py (where they hang), gateway/tls.py and gateway/admin.py (wh
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from config.tree import HostName, SourcePath, Tree
@@ -28,6 +29,31 @@ class LogSettings(Tree):
 
     format: LogFormat = "auto"
     """`json`: an object a line. `pretty`: lines for people. `auto`: pretty on a terminal, JSON elsewhere."""
+
+
+def _collector(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        if parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0 and not parts.query:
+            return value if parts.path.strip("/") else f"{parts.scheme}://{parts.netloc}/v1/traces"
+    except ValueError:  # a port that is none
+        pass
+    raise PydanticCustomError(
+        "collector", "should be http://host:port of an OTLP/HTTP collector, with or without a path"
+    )
+
+
+class TracingSettings(Tree):
+    """Spans of requests, sent to an OpenTelemetry collector."""
+
+    endpoint: Annotated[str, AfterValidator(_collector)]
+    """URL of a collector that takes OTLP over HTTP, usually http://host:4318; without a path /v1/traces."""
+
+    sample_ratio: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the requests without `traceparent` that is recorded; with one the caller decides."""
+
+    service_name: Annotated[str, StringConstraints(min_length=1, max_length=255)] = "upshift"
+    """The name of this service in traces."""
 
 
 class TlsSettings(Tree):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from config.edge import AdminSettings, LogSettings, TlsSettings
+from config.edge import AdminSettings, LogSettings, TlsSettings, TracingSettings
 from config.limits import LimitsSettings
 from config.redis import RedisSettings
 from config.remote import RemoteSettings
@@ -201,6 +201,9 @@ class Settings(Tree):
 
     log: LogSettings = LogSettings()
     """What is written."""
+
+    tracing: TracingSettings | None = None
+    """OpenTelemetry spans. Unset: none."""
 
     @model_validator(mode="after")
     def _names_fit(self) -> Settings:

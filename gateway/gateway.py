@@ -31,6 +31,7 @@ from gateway.relay import Relay
 from gateway.replicas.limiter import SharedLimiter
 from gateway.replicas.numbers import SharedLimitsCollector
 from gateway.served import MakeBackends, Member, assemble
+from gateway.tracing import Tracer
 from routing.policy import Plan, plan_for
 from routing.router import Router
 
@@ -58,7 +59,8 @@ class Gateway:
         self._limits = limits
         self._worker, workers = place
         self._metrics = Metrics()
-        self._journal = Journal(self._metrics, access_log)
+        self._tracer = Tracer(settings.tracing) if settings.tracing is not None else None
+        self._journal = Journal(self._metrics, access_log, self._tracer)
         # Members without a place: as long as something runs on them, and while they are ended.
         self._leaving: dict[Member, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -99,6 +101,8 @@ class Gateway:
         stops = (member.membership.stop() for member in members)
         await asyncio.gather(*beside, *self._ending, *stops, return_exceptions=True)
         self.access_log.flush()
+        if self._tracer is not None:
+            await self._tracer.stop()
 
     async def apply(self, settings: Settings) -> None:
         """Goes over to `settings` between two requests; those that run keep what they have.

@@ -15,6 +15,8 @@ from gateway.errors import ClientGone, RateLimited, ShuttingDown, row_for
 from gateway.histogram import Histogram
 from gateway.log import AccessLog
 from gateway.metrics import UNKNOWN_MODEL, Metrics
+from gateway.trace import parse
+from gateway.tracing import Trace, Tracer
 from routing.errors import RoutingError
 from routing.ticket import Ticket
 
@@ -43,15 +45,29 @@ class Record:
     bytes_out: int = 0
     usage: Usage | None = None
     trace_id: str = ""
+    trace: Trace | None = None
+    arrived: float = 0.0
+    dispatched: float | None = None
     ticket: Ticket | None = None
 
 
 class Journal:
     """Settles every request exactly once."""
 
-    def __init__(self, metrics: Metrics, access_log: AccessLog) -> None:
+    def __init__(self, metrics: Metrics, access_log: AccessLog, tracer: Tracer | None = None) -> None:
         self._metrics = metrics
         self._access_log = access_log
+        self.tracer = tracer
+
+    def trace(self, record: Record, traceparent: bytes | None) -> bytes | None:
+        """Notes the trace of a request that came with `traceparent`; returns what the engine shall get in its place."""
+        if self.tracer is not None:
+            record.trace, traceparent = self.tracer.begin(traceparent)
+        context = None if traceparent is None else parse(traceparent)
+        if context is None:
+            return None
+        record.trace_id = context.trace_id
+        return traceparent
 
     def between_tokens(self, record: Record) -> Histogram:
         """Where the pauses of its stream count."""
@@ -80,11 +96,14 @@ class Journal:
         if record.usage is not None:
             series.add_usage(record.usage)
             prompt_tokens, completion_tokens = record.usage.prompt_tokens, record.usage.completion_tokens
+        code = "" if record.error is None else row_for(record.error).code
+        if record.trace is not None and self.tracer is not None:
+            self.tracer.end(record, record.trace, code)
         self._access_log.add(
             request_id=record.request_id,
             names=(record.operation, record.key, record.model, record.backend, record.reason),
             status=record.status,
-            code="" if record.error is None else row_for(record.error).code,
+            code=code,
             stream=record.stream,
             duration_seconds=duration_seconds,
             stage="" if record.error is None else record.stage,

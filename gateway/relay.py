@@ -31,7 +31,6 @@ from gateway.head import SSE_HEADERS, answer_head, tell_position
 from gateway.pace import Pace
 from gateway.ratelimit import estimate_tokens
 from gateway.record import Journal, Record, report
-from gateway.trace import parse as trace_of
 from routing.errors import Overloaded, Unavailable
 from routing.router import Routed, Router
 from routing.ticket import Ticket
@@ -102,7 +101,7 @@ class _Exchange:
             call.expect(self._settings.body_timeout_seconds, _body_too_late)
             await call.whole_body(self._settings.max_body_bytes)
         request = self._decode(headers)
-        arrived = perf_counter()
+        record.arrived = arrived = perf_counter()
         call.expect(self._settings.response_timeout_seconds, self._too_late)
         record.stage = "waiting"
         record.stream = request.stream
@@ -144,12 +143,11 @@ class _Exchange:
         record = self.record
         record.bytes_in = len(body)
         request = intake.decode(body, record.operation, record.request_id)
-        parent = headers.get(b"traceparent")
-        trace = None if parent is None else trace_of(parent)
-        if parent is None or trace is None:
+        traceparent = headers.get(b"traceparent")
+        if traceparent is None and self._journal.tracer is None:
             return request
-        record.trace_id = trace.trace_id
-        return request._replace(headers=((b"traceparent", parent),))
+        passed_on = self._journal.trace(record, traceparent)
+        return request if passed_on is None else request._replace(headers=((b"traceparent", passed_on),))
 
     def _ping(self, position: int) -> None:
         self.is_sse = True
@@ -160,6 +158,7 @@ class _Exchange:
 
     async def _pass_on(self, routed: Routed) -> None:
         response, record, call = routed.response, self.record, self._call
+        record.dispatched = routed.dispatched_at
         record.backend = routed.upstream.backend.name
         record.reason = routed.reason
         sniffer = UsageSniffer()

@@ -1,6 +1,6 @@
 """W3C trace context: which trace a request belongs to, read from `traceparent` and passed on with it.
 
-Neighbours: relay.py (reads it), histogram.py (exemplars).
+Neighbours: record.py (keeps it), tracing.py (makes spans of it), histogram.py (exemplars).
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})
 
 
 class TraceContext(NamedTuple):
-    """The trace (32 hex digits), the caller's span in it (16), and whether the caller records it."""
+    """The trace (32 hex digits), the span in it that calls (16), and whether it is recorded."""
 
     trace_id: str
     span_id: str
     sampled: bool
+
+    def render(self) -> bytes:
+        """As `traceparent` says it."""
+        return b"00-%b-%b-%02d" % (self.trace_id.encode(), self.span_id.encode(), self.sampled)
 
 
 def parse(traceparent: bytes) -> TraceContext | None:

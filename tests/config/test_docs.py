@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 import config
-from config.edge import AdminSettings, LogSettings, TlsSettings
+from config.edge import AdminSettings, LogSettings, TlsSettings, TracingSettings
 from config.limits import LimitSettings, LimitsSettings
 from config.redis import RedisSettings
 from config.remote import ClientTlsSettings
@@ -53,7 +53,7 @@ def test_page_has_every_key_with_its_default() -> None:
     keys |= expected("models[].gguf.", GgufSettings) | expected("models[].vllm.", VllmSettings)
     keys |= expected("models[].gguf.tls.", ClientTlsSettings) | expected("models[].vllm.tls.", ClientTlsSettings)
     keys |= expected("auth.", AuthSettings) | expected("tls.", TlsSettings) | expected("admin.", AdminSettings)
-    keys |= expected("log.", LogSettings)
+    keys |= expected("log.", LogSettings) | expected("tracing.", TracingSettings)
     keys |= expected("limits.default.", LimitSettings) | expected("limits.tiers.NAME.", LimitSettings)
     keys["profile"] = _shown(Settings.model_fields["profile"].get_default())
     keys |= expected("redis.", RedisSettings)
