@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 from gguf import GGUFWriter, TokenType
 
-WIDTH, FEED_FORWARD, VOCABULARY = 64, 128, 300
+WIDTH, VOCABULARY = 64, 300
+FEED_FORWARD = 128
+FEED_FORWARD_ROWS: dict[str, tuple[int, ...]] = {
+    "ffn_gate": (FEED_FORWARD, WIDTH),
+    "ffn_up": (FEED_FORWARD, WIDTH),
+    "ffn_down": (WIDTH, FEED_FORWARD),
+    "ffn_norm": (WIDTH,),
+}
 
 
 def write_wide_heads(path: Path) -> None:
@@ -19,8 +26,7 @@ def write_wide_heads(path: Path) -> None:
     for layer in range(3):
         _add(writer, f"blk.{layer}", {"attn_q": (128, WIDTH), "attn_k": (64, WIDTH), "attn_v": (64, WIDTH)})
         _add(writer, f"blk.{layer}", {"attn_output": (WIDTH, 128)})
-    rows = {"ffn_gate": (FEED_FORWARD, WIDTH), "ffn_up": (FEED_FORWARD, WIDTH), "ffn_down": (WIDTH, FEED_FORWARD)}
-    _end(writer, 3, rows | {"ffn_norm": (WIDTH,)})
+    _end(writer, 3, FEED_FORWARD_ROWS)
 
 
 def write_recurrent(path: Path) -> None:
@@ -40,7 +46,55 @@ def write_recurrent(path: Path) -> None:
     _end(writer, 8, {})
 
 
-def _begin(path: Path, architecture: str, *, layers: int, heads: int, kv_heads: int) -> GGUFWriter:
+def write_hybrid(path: Path) -> None:
+    """Granite 4 in small: of four layers the third attends, the others keep a state."""
+    inner, state, heads = 2 * WIDTH, 16, 4
+    writer = _begin(path, "granitehybrid", layers=4, heads=4, kv_heads=[0, 0, 2, 0])
+    sizes = {"conv_kernel": 4, "inner_size": inner, "state_size": state, "time_step_rank": heads, "group_count": 1}
+    for name, value in sizes.items():
+        writer.add_uint32(f"granitehybrid.ssm.{name}", value)
+    writer.add_rope_dimension_count(WIDTH // 4)
+    mixed = inner + 2 * state
+    for layer in (0, 1, 3):
+        block = f"blk.{layer}"
+        _add(writer, block, {"ssm_in": (inner + mixed + heads, WIDTH), "ssm_conv1d": (mixed, 4)})
+        _add(writer, block, {"ssm_norm": (1, inner), "ssm_out": (WIDTH, inner)})
+        shapes = {"ssm_conv1d.bias": (mixed,), "ssm_dt.bias": (heads,), "ssm_a": (heads, 1), "ssm_d": (heads, 1)}
+        for name, shape in shapes.items():
+            writer.add_tensor(f"{block}.{name}", np.zeros(shape, dtype=np.float32))
+    _add(writer, "blk.2", {"attn_q": (WIDTH, WIDTH), "attn_k": (32, WIDTH), "attn_v": (32, WIDTH)})
+    _add(writer, "blk.2", {"attn_output": (WIDTH, WIDTH)})
+    _end(writer, 4, FEED_FORWARD_ROWS)
+
+
+def write_latent(path: Path) -> None:
+    """DeepSeek in small, without experts: of all heads together 32 numbers of content and 16 of position are kept."""
+    rank, rope, plain, heads = 32, 16, 16, 4
+    writer = _begin(path, "deepseek2", layers=3, heads=heads, kv_heads=1)
+    sizes = {"key_length": rank + rope, "value_length": rank, "key_length_mla": plain + rope, "value_length_mla": 16}
+    for name, value in (sizes | {"q_lora_rank": rank, "kv_lora_rank": rank}).items():
+        writer.add_uint32(f"deepseek2.attention.{name}", value)
+    writer.add_rope_dimension_count(rope)
+    for name, value in {
+        "leading_dense_block_count": 3,
+        "expert_shared_count": 0,
+        "expert_feed_forward_length": 8,
+    }.items():
+        writer.add_uint32(f"deepseek2.{name}", value)
+    for layer in range(3):
+        block = f"blk.{layer}"
+        _add(
+            writer,
+            block,
+            {"attn_q_a": (rank, WIDTH), "attn_q_b": (heads * (plain + rope), rank), "attn_q_a_norm": (rank,)},
+        )
+        _add(writer, block, {"attn_kv_a_mqa": (rank + rope, WIDTH), "attn_kv_a_norm": (rank,)})
+        _add(writer, block, {"attn_k_b": (heads, rank, plain), "attn_v_b": (heads, 16, rank)})
+        _add(writer, block, {"attn_output": (WIDTH, heads * 16)})
+    _end(writer, 3, FEED_FORWARD_ROWS)
+
+
+def _begin(path: Path, architecture: str, *, layers: int, heads: int, kv_heads: int | list[int]) -> GGUFWriter:
     writer = GGUFWriter(path, architecture)
     writer.add_block_count(layers)
     writer.add_context_length(1024)
