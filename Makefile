@@ -1,19 +1,23 @@
-# make run    set up everything, serve the demo model, ask it a question
+# make run    set up everything, serve the demo model, ask it a question; PROFILE=prod serves it by vLLM too
 # make test   set up everything, then every check and every test
 PYTHON ?= python3
 PROMPT ?= What is continuous batching?
 BIN := .venv/bin
 TRAINER := $(HOME)/.cache/upshift/demo-trainer
 
-.PHONY: setup run llama-server test check format bench bench-hot bench-engine soak lock demo-model clean
+.PHONY: setup run vllm llama-server test check format bench bench-hot bench-engine soak lock demo-model clean
 
 setup:
 	@$(PYTHON) deploy/setup_env.py
 
-run: setup
-	@$(BIN)/python deploy/first_light.py "$(PROMPT)"
+run: setup $(if $(filter prod,$(PROFILE)),vllm)
+	@UPSHIFT_PROFILE=$(PROFILE) $(BIN)/python deploy/first_light.py "$(PROMPT)"
 
-test: check
+# An environment with vLLM in it, once per machine: the build for its GPU, or for CPUs.
+vllm: setup
+	@$(BIN)/upshift engine install vllm
+
+test: check vllm
 	@$(BIN)/pytest
 
 check: setup

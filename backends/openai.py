@@ -34,7 +34,7 @@ Header = tuple[bytes, bytes]
 # How a prompt that does not fit is told by llama-server, in `type`, and by vLLM, in words alone.
 _KIND = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _LLAMA_SERVER_TOO_LONG = "exceed_context_size_error"
-_TOO_LONG = "maximum context length"
+_VLLM_TOO_LONG = re.compile(r"maximum (?:context|model) length|greater than max_model_len")
 
 _PATHS = {Operation.CHAT: "/v1/chat/completions", Operation.COMPLETION: "/v1/completions"}
 
@@ -125,8 +125,8 @@ def _error(status: int, retry_after: bytes, body: bytes) -> BackendError:
         return BackendOverloaded(f"It answered with status {status}.", retry_after_seconds=_seconds(retry_after))
     # Neither is about the client's request: the endpoint wants a key that we do not have.
     if 400 <= status < 500 and status not in (401, 403):
-        too_long = code == "context_length_exceeded" or kind_of_error == _LLAMA_SERVER_TOO_LONG or _TOO_LONG in message
-        kind = ContextLengthExceeded if too_long else InvalidRequest
+        told = code == "context_length_exceeded" or kind_of_error == _LLAMA_SERVER_TOO_LONG
+        kind = ContextLengthExceeded if told or _VLLM_TOO_LONG.search(message) else InvalidRequest
         return kind(message, param=_text(detail.get("param")) or None)
     # This goes to the log. What the engine says may hold the prompt that it stumbled over, so only its kind is kept.
     kinds = [kind for kind in (_text(code), _text(kind_of_error)) if _KIND.fullmatch(kind)]

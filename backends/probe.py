@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from backends.errors import BackendError
 from backends.http import HttpClient
+from backends.inquiry import models_answer
 
 _MAX_BODY_BYTES = 4 * 1024 * 1024
 _ANSWER_SECONDS = 5.0
@@ -64,9 +65,9 @@ async def vllm_ready(client: HttpClient, names: Sequence[str]) -> float | None:
     listed = await ask(client, "GET", "/v1/models")
     if listed is None:
         return None
-    missing = set(names) - _ids(listed[1])
-    if missing:
-        raise Unfit(f"it serves {', '.join(sorted(_ids(listed[1]))) or 'nothing'} and not {', '.join(sorted(missing))}")
+    served = models_answer(*listed, names)
+    if served.failure:
+        raise Unfit(served.failure)
     body = json.dumps({"model": names[0], "prompt": "1", "max_tokens": 1}).encode()
     first = await ask(client, "POST", "/v1/completions", body, seconds=_FIRST_ANSWER_SECONDS)
     if first is None or first[0] != 200:
@@ -100,13 +101,6 @@ def _number(words: Sequence[bytes]) -> float:
         return float(words[0])
     except (ValueError, IndexError):
         return 0.0
-
-
-def _ids(body: bytes) -> set[str]:
-    try:
-        return {str(model["id"]) for model in json.loads(body)["data"]}
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return set()
 
 
 def _progress_in(body: bytes) -> float:

@@ -163,8 +163,9 @@ Auth = Annotated[
 ]
 
 
-def _demo() -> tuple[ModelSettings, ...]:
-    return (ModelSettings(name="demo", gguf=GgufSettings(source=DEMO_SOURCE)),)
+def _demo(settings: dict[str, Any]) -> tuple[ModelSettings, ...]:
+    vllm = VllmSettings(source=DEMO_SOURCE, tool_parser="hermes") if settings.get("profile") == "prod" else None
+    return (ModelSettings(name="demo", gguf=GgufSettings(source=DEMO_SOURCE), vllm=vllm),)
 
 
 class Settings(Tree):
@@ -178,7 +179,7 @@ class Settings(Tree):
     """The listener."""
 
     models: tuple[ModelSettings, ...] = Field(default_factory=_demo, min_length=1, max_length=1000)
-    """The models served. Unset: the bundled demo model."""
+    """The models served. Unset: the bundled demo model, in profile `prod` on vLLM too."""
 
     routing: RoutingSettings = RoutingSettings()
     """Which backend serves a request of a model that has several."""

@@ -63,7 +63,8 @@ def _with_origin(problem: Problem, overridden: Mapping[Place, str]) -> Problem:
 
 def _problems(tree: type[BaseModel], errors: Iterable[ErrorDetails], lines: Mapping[Place, int]) -> list[Problem]:
     messages: dict[Place, list[str]] = {}
-    errors = list(errors)
+    # A default that depends on a value that is wrong itself is not worth a second word.
+    errors = [error for error in errors if error["type"] != "default_factory_not_called"]
     for error in errors:
         if error["type"] == "too_short" and any(len(other["loc"]) > len(error["loc"]) for other in errors):
             continue  # pydantic counts only the valid entries; each invalid one has been reported by itself

@@ -16,7 +16,9 @@ from config.tree import Endpoint, SourcePath
 
 _Word = Annotated[str, StringConstraints(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", strict=True)]
 _Parallel = Annotated[int, Field(strict=True, ge=1, le=1024)]
-_OptionName = Annotated[str, StringConstraints(max_length=64, pattern=r"^[a-z0-9][a-z0-9._-]*$", strict=True)]
+_OptionName = Annotated[
+    str, StringConstraints(max_length=64, pattern=r"^[a-z0-9][a-z0-9-]*(\.[A-Za-z0-9._-]+)?$", strict=True)
+]
 _VariableName = Annotated[str, StringConstraints(max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", strict=True)]
 _Argument = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$", strict=True)]
 

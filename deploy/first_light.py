@@ -1,6 +1,8 @@
 """`make run`: serves the demo model, asks it one question, shows the answer as it is written, and goes on serving.
 
-python deploy/first_light.py ["a question"]
+    python deploy/first_light.py ["a question"]
+
+With UPSHIFT_PROFILE=prod it asks again once vLLM has started; until then the GGUF engine answers.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ HOST = os.environ.get("UPSHIFT_HOST", "127.0.0.1")
 PORT = os.environ.get("UPSHIFT_PORT", "8484")
 URL = f"http://{HOST}:{PORT}"
 START_SECONDS = 120
+VLLM_START_SECONDS = 900
 
 
 def main() -> int:
@@ -37,6 +40,8 @@ def main() -> int:
     try:
         if wait_ready(gateway):
             ask(question)
+            if os.environ.get("UPSHIFT_PROFILE") == "prod" and wait_for_vllm(gateway):
+                ask(question)
             show_how_to_go_on()
     except httpx.HTTPError as error:
         say(f"\nthe question failed: {error}")
@@ -62,6 +67,25 @@ def wait_ready(gateway: subprocess.Popen[bytes]) -> bool:
     return False
 
 
+def wait_for_vllm(gateway: subprocess.Popen[bytes]) -> bool:
+    """Whether vLLM became ready; False when it failed, which the gateway has explained. Says now and then how far it
+    is."""
+    deadline = time.monotonic() + VLLM_START_SECONDS
+    said = 0.0
+    while gateway.poll() is None and time.monotonic() < deadline:
+        vllm = next(m for m in httpx.get(f"{URL}/readyz", timeout=10).json()["models"] if m["backend"] == "vllm")
+        if vllm["state"] == "ready":
+            return True
+        if vllm["state"] == "failed":
+            say(f"vLLM did not start: {vllm.get('failure', '')}. The GGUF engine goes on answering.")
+            return False
+        if time.monotonic() - said > 10:
+            said = time.monotonic()
+            say(f"vLLM is starting, {vllm.get('progress', 0):.0%}; the GGUF engine answers meanwhile")
+        time.sleep(0.2)
+    return False
+
+
 def ask(question: str) -> None:
     say(f"\n> {question}\n")
     body = {"model": "demo", "stream": True, "temperature": 0, "messages": [{"role": "user", "content": question}]}
@@ -74,7 +98,7 @@ def ask(question: str) -> None:
                 for choice in json.loads(line.removeprefix("data: "))["choices"]:
                     sys.stdout.write(choice["delta"].get("content") or "")
                     sys.stdout.flush()
-    say("\n")
+    say(f"\n\n(answered by {response.headers.get('x-upshift-backend')})\n")
 
 
 def show_how_to_go_on() -> None:

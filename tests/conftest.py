@@ -9,6 +9,7 @@ import pytest
 
 from tests.benchmarks.random_model import SHAPES, write_random_model
 from tests.engine import EngineUnderTest, running_engine
+from tests.vllm import VllmUnderTest, running_vllm
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +27,10 @@ def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         tiny_model, tmp_path_factory.mktemp("engine"), "--parallel", "4", "--max-waiting", "8", "--name", "alias"
     ) as engine:
         yield engine
+
+
+@pytest.fixture(scope="session")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmUnderTest]:
+    """One gateway with vLLM and GGUF behind the demo model for the whole run: a start takes a minute or more."""
+    with running_vllm(tmp_path_factory.mktemp("vllm")) as vllm:
+        yield vllm

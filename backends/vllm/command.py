@@ -46,7 +46,7 @@ def argv(
 ) -> list[str]:
     """vLLM on `model` (a folder or an id), answering to `names` on the Unix socket `uds`, under the guard that ends it
     with the process that holds its stdin. Raises EngineStartFailed where there is no vLLM."""
-    command = [sys.executable, "-I", "-S", guard.__file__, *_launcher(settings, model)]
+    command = [sys.executable, "-I", "-S", guard.__file__, uds, *_launcher(settings, model)]
     command += ["--served-model-name", *names, "--uds", uds]
     command += ["--max-model-len", "auto" if context_tokens is None else str(context_tokens)]
     return [*command, *_fixed(), *_options(settings), *_further(settings.args)]

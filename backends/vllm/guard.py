@@ -1,9 +1,9 @@
-"""Runs one command and sees to it that nothing of it is left: `python -I -S guard.py COMMAND ...`
+"""Runs one command and sees to it that nothing of it is left: `python -I -S guard.py SOCKET COMMAND ...`
 
 vLLM is a tree of processes, and none of them notices that the gateway was killed. This one does: it ends when its stdin
 closes, and takes every process below it along, whatever groups they made. SIGTERM and SIGINT are passed on to the
-command; its end is this one's end, with the same exit code or by the same signal. Standard library only: it starts in
-30 ms.
+command; its end is this one's end, with the same exit code or by the same signal. Where nobody else is left to do it,
+it also removes the socket and its folder. Standard library only: it starts in 30 ms.
 Neighbours: child.py (holds the stdin), command.py (puts this in front of vLLM).
 """
 
@@ -26,8 +26,8 @@ _CANNOT_RUN = 127
 _PAUSE_SECONDS = 0.005
 
 
-def main(command: list[str]) -> int:
-    """Runs `command` to its end. Returns its exit code; negative for a signal."""
+def main(socket_path: str, command: list[str]) -> int:
+    """Runs `command`, which listens at `socket_path`, to its end. Returns its exit code; negative for a signal."""
     libc = ctypes.CDLL(None, use_errno=True)
     # Orphans below us become our children and not init's: they can be found.
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -49,13 +49,17 @@ def main(command: list[str]) -> int:
         print(f"{command[0]} cannot be run: {error.strerror}", file=sys.stderr)  # noqa: T201
         return _CANNOT_RUN
     try:
-        return _attend(process, wakes)
+        code = _attend(process, wakes)
     finally:
         _end_all()
+    if code is None:
+        _remove(Path(socket_path))
+        return -signal.SIGKILL
+    return code
 
 
-def _attend(process: subprocess.Popen[bytes], wakes: int) -> int:
-    """Returns when the command has ended, or at once when nobody holds our stdin any more."""
+def _attend(process: subprocess.Popen[bytes], wakes: int) -> int | None:
+    """Returns when the command has ended, or None at once when nobody holds our stdin any more."""
     poll = select.poll()
     poll.register(sys.stdin, select.POLLIN | select.POLLHUP)
     poll.register(wakes, select.POLLIN)
@@ -66,11 +70,17 @@ def _attend(process: subprocess.Popen[bytes], wakes: int) -> int:
                 if number != signal.SIGCHLD:
                     process.send_signal(number)
         if sys.stdin.fileno() in ready and not os.read(sys.stdin.fileno(), 4096):
-            return -signal.SIGKILL
+            return None
         code = process.poll()
         if code is not None:
             return code
         _reap_adopted(process.pid)
+
+
+def _remove(socket_path: Path) -> None:
+    with suppress(OSError):
+        socket_path.unlink(missing_ok=True)
+        socket_path.parent.rmdir()
 
 
 def _reap_adopted(command: int) -> None:
@@ -127,6 +137,6 @@ def _end_like(code: int) -> None:
 
 
 if __name__ == "__main__":
-    exit_code = main(sys.argv[1:])
+    exit_code = main(sys.argv[1], sys.argv[2:])
     _end_like(exit_code)
     sys.exit(exit_code)

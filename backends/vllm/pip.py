@@ -55,19 +55,16 @@ class Pip:
         command = [str(self._python), "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
         environment = {name: value for name, value in os.environ.items() if name not in _OURS}
         progress = Progress(what, self._say)
-        with self._log.open("a", encoding="utf-8") as log:
-            process = subprocess.Popen(
+        with (
+            self._log.open("a", encoding="utf-8") as log,
+            subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
-            )
-            try:
-                for line in process.stdout or ():
-                    log.write("" if line.startswith("Progress ") else line)
-                    progress.read(line)
-                code = process.wait()
-            except BaseException:
-                process.kill()
-                process.wait()
-                raise
+            ) as process,
+        ):
+            for line in process.stdout or ():
+                log.write("" if line.startswith("Progress ") else line)
+                progress.read(line)
+            code = process.wait()
         if code != 0:
             raise InstallFailed(f"{advice(progress.errors)} (all of it: {self._log})")
 

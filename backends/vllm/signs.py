@@ -50,6 +50,7 @@ _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"No available memory for the cache blocks", "too little memory for the KV cache" + _MEMORY),
         (r"KV cache is needed, which is larger than the available", "too little memory: {line}"),
         (r"Cannot auto-fit max_model_len", "too little memory for the KV cache" + _MEMORY),
+        (r"Worker proc .* died unexpectedly", "one of its processes was killed: {line}"),
         (
             r"(?:MemoryError|Cannot allocate memory|DefaultCPUAllocator: can't allocate)",
             "this machine's memory is not enough: {line}",
@@ -85,7 +86,9 @@ _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 # The last line of a traceback, such as "ValueError: no such thing" or "pkg.errors.Bad: why".
 _EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Failure|Invalid\w*): \S")
-_EMPTY = re.compile(r"Engine core initialization failed|WorkerProc initialization failed|See root cause above|^raise ")
+_EMPTY = re.compile(
+    r"Engine core initialization failed|WorkerProc initialization failed|See root cause above|^\s*raise "
+)
 
 
 def vllm_sign(line: str) -> Sign | None:

@@ -33,8 +33,8 @@ from tests.backends.vllm_shaped import Replica
 from tests.benchmarks.bench_engine_build import kept_llama_server
 from tests.engine import running_engine, wait_for
 from tests.fakes import FakeBackend
+from tests.vllm import MODEL, VllmUnderTest
 
-MODEL = "contract"
 READY_SECONDS = 60.0
 RHYTHM = Rhythm(steady_seconds=0.2, trouble_seconds=0.05, least_seconds=0.01)
 
@@ -130,12 +130,22 @@ async def ollama(_: pytest.FixtureRequest | Path) -> AsyncIterator[Subject]:
             yield Subject(backend, running, server.die, any_model=True)
 
 
+@asynccontextmanager
+async def vllm(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+    """The real one, past the gateway that has launched it, with the demo model."""
+    under_test: VllmUnderTest = request.getfixturevalue("vllm")
+    under_test.wait_ready()
+    async with reaching(endpoint("vllm", f"unix:{under_test.socket}")) as backend:
+        yield Subject(backend, partial(requests_of, backend), endless={"ignore_eos": True})
+
+
 KINDS: Mapping[str, Callable[[pytest.FixtureRequest], AbstractAsyncContextManager[Subject]]] = {
     "fake": fake,
     "vllm-shaped": vllm_shaped,
     "gguf": gguf,
     "llama-server": llama_server,
     "ollama": ollama,
+    "vllm": vllm,
 }
 
 

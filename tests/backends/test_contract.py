@@ -13,8 +13,9 @@ import pytest
 from backends.base import BackendResponse, BackendState, InferenceRequest, Operation
 from backends.errors import BackendProtocolError, BackendUnavailable, ContextLengthExceeded, InvalidRequest
 from backends.sse import UsageSniffer
-from tests.backends.contract import KINDS, MODEL, MORTALS, Subject
+from tests.backends.contract import KINDS, MORTALS, Subject
 from tests.fakes import body_of
+from tests.vllm import MODEL
 
 LIMIT_SECONDS = 60.0
 DONE = b"data: [DONE]\n\n"
@@ -22,7 +23,7 @@ DONE = b"data: [DONE]\n\n"
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[pytest.param(kind, marks=[pytest.mark.vllm] * (kind == "vllm")) for kind in KINDS])
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     async with KINDS[request.param](request) as subject:
         yield subject

@@ -64,8 +64,8 @@ async def test_vllm_is_ready_when_it_has_answered_a_request() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"models": answer(b'{"data": [{"id": "m"}]}', JSON)}, "it serves m and not alias"),
-        ({"models": answer(b"[]", JSON)}, "it serves nothing and not alias, m"),
+        ({"models": answer(b'{"data": [{"id": "m"}]}', JSON)}, "it does not serve alias; it serves m"),
+        ({"models": answer(b"[]", JSON)}, "GET /v1/models answered with status 200 and no list of models"),
         (
             {"completion": answer(b'{"error": "no"}', JSON, status=500)},
             'it was up, but answered its first request with 500 {"error": "no"}',

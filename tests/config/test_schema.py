@@ -155,3 +155,10 @@ def test_key_that_is_none_is_refused_without_being_quoted(key: str) -> None:
 def test_key_is_shown_by_nothing_that_prints_settings() -> None:
     settings = GgufSettings.model_validate({"openai": "http://x", "api_key": "sk-canary"})
     assert "canary" not in f"{settings!r} {settings} {settings.model_dump(mode='json')} {settings.model_dump_json()}"
+
+
+def test_demo_model_is_on_vllm_too_where_the_profile_wants_it() -> None:
+    (demo,) = Settings(profile="prod").models
+    assert demo.vllm is not None
+    assert demo.vllm.source == "demo"
+    assert Settings(profile="dev").models[0].vllm is None

@@ -11,8 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.gateway import GatewayUnderTest, running_gateway
 from tests.engine import is_alive, wait_for
+from tests.vllm import START_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,12 +33,14 @@ def block(kind: str, word: str) -> str:
     return next(block for block in blocks if word in block)
 
 
-def test_make_run_answers_and_the_readmes_clients_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize("profile", ["auto", pytest.param("prod", marks=pytest.mark.vllm)])
+def test_make_run_answers_and_the_readmes_clients_work(tmp_path: Path, profile: str) -> None:
+    backend = "vllm" if profile == "prod" else "gguf"
     port = str(free_port())
     output = tmp_path / "run.log"
     with output.open("w") as file:
         run = subprocess.Popen(
-            ["make", "--no-print-directory", "run"],
+            ["make", "--no-print-directory", "run", f"PROFILE={profile}"],
             cwd=ROOT,
             env={**os.environ, "UPSHIFT_PORT": port},
             stdout=file,
@@ -43,13 +48,17 @@ def test_make_run_answers_and_the_readmes_clients_work(tmp_path: Path) -> None:
             start_new_session=True,
         )
     try:
-        wait_for(lambda: "Ctrl-C stops it" in output.read_text() or run.poll() is not None, seconds=120)
+        wait_for(lambda: "Ctrl-C stops it" in output.read_text() or run.poll() is not None, START_SECONDS)
         text = output.read_text()
         assert "> What is continuous batching?" in text
         assert "batch" in text.split("> What is continuous batching?")[1].split("Now you:")[0]
+        assert f"(answered by {backend})" in text
         curl = shlex.split(block("sh", "curl").replace("\\\n", " ").replace("8484", port))
-        answer = subprocess.run([*curl, "--silent"], capture_output=True, text=True, check=True, timeout=60)
-        assert '"finish_reason": "stop"' in answer.stdout
+        answer = subprocess.run(
+            [*curl, "--silent", "--include"], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert '"finish_reason":"stop"' in answer.stdout.replace(" ", "")
+        assert f"x-upshift-backend: {backend}\n" in answer.stdout
         snippet = block("python", "OpenAI").replace("8484", port)
         answered = subprocess.run(
             [sys.executable, "-c", snippet], capture_output=True, text=True, timeout=60, check=True

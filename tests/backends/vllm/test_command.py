@@ -23,8 +23,8 @@ def options(names: Sequence[str] = ("m",), context_tokens: int | None = None, **
     """The command line behind the interpreter."""
     given = VllmSettings.model_validate({"source": "/models/m", "python": PYTHON, **settings})
     command = argv(given, "/models/m", uds="/run/e.sock", names=names, context_tokens=context_tokens)
-    assert command[:5] == [sys.executable, "-I", "-S", guard.__file__, PYTHON]
-    return command[5:]
+    assert command[:6] == [sys.executable, "-I", "-S", guard.__file__, "/run/e.sock", PYTHON]
+    return command[6:]
 
 
 def test_what_is_unset_is_left_to_vllm() -> None:
@@ -76,7 +76,7 @@ def test_names_and_context_are_the_models() -> None:
 def test_a_command_of_the_users_gets_the_model_in_its_place() -> None:
     settings = VllmSettings(source="org/name", command=("/opt/vllm", "serve"))
     command = argv(settings, "org/name", uds="/e.sock", names=["m"])
-    assert command[4:8] == ["/opt/vllm", "serve", "org/name", "--served-model-name"]
+    assert command[5:9] == ["/opt/vllm", "serve", "org/name", "--served-model-name"]
 
 
 def test_without_an_environment_it_is_said_how_to_make_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_on_a_cpu_the_cache_is_bounded(
     python.touch()
     mark(tmp_path / "vllm", Installed(device, "0", "0"))
     command = argv(VllmSettings(source="/m"), "/m", uds="/e.sock", names=["m"])
-    assert command[4] == str(python)
+    assert command[5] == str(python)
     sizes = [int(word.partition("=")[2]) for word in command if word.startswith("--kv-cache-memory-bytes=")]
     assert [size <= 4 << 30 for size in sizes] == [True] * bounded
     share = argv(VllmSettings(source="/m", memory_share=0.3), "/m", uds="/e.sock", names=["m"])
@@ -119,4 +119,4 @@ def test_plan_has_a_name_of_its_own_and_answers_to_all_names() -> None:
     assert model.vllm is not None
     plan = engine_plan(model, model.vllm)
     assert (plan.kind, plan.name, plan.served_names) == ("vllm", "m/vllm", ("m", "a"))
-    assert plan.argv("/x/e.sock")[4:9] == [PYTHON, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model"]
+    assert plan.argv("/x/e.sock")[5:10] == [PYTHON, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model"]

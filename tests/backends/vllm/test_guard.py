@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,8 +20,8 @@ CHILD = "setsid sh -c 'echo $$; exec sleep 600' & "
 Guarded = subprocess.Popen[str]
 
 
-def start(script: str) -> Guarded:
-    command = [sys.executable, "-I", "-S", guard.__file__, "sh", "-c", script]
+def start(script: str, socket: Path = Path("/nonexistent/e.sock")) -> Guarded:
+    command = [sys.executable, "-I", "-S", guard.__file__, str(socket), "sh", "-c", script]
     return subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -37,9 +38,18 @@ def line(process: Guarded) -> int:
 
 
 @pytest.fixture
-def guarded() -> Iterator[Guarded]:
+def socket(tmp_path: Path) -> Path:
+    """Where the command would listen, in a folder of its own."""
+    (tmp_path / "private").mkdir()
+    path = tmp_path / "private" / "e.sock"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def guarded(socket: Path) -> Iterator[Guarded]:
     """A guard over a shell and its grandchild, both running."""
-    process = start(CHILD + "echo $$; wait")
+    process = start(CHILD + "echo $$; wait", socket)
     yield process
     process.kill()
     process.communicate(timeout=30)
@@ -54,20 +64,22 @@ def test_it_ends_as_the_command_ended(script: str, code: int) -> None:
     process.communicate()
 
 
-def test_what_the_command_leaves_behind_is_ended(guarded: Guarded) -> None:
+def test_what_the_command_leaves_behind_is_ended(guarded: Guarded, socket: Path) -> None:
     pids = [line(guarded), line(guarded)]
     os.kill(min(pids), signal.SIGKILL)
     assert guarded.wait(timeout=30) == -signal.SIGKILL
     wait_for(lambda: not any(is_alive(pid) for pid in pids))
+    assert socket.exists(), "who started it is there and may start it again"
 
 
-def test_it_ends_everything_when_nobody_holds_its_stdin(guarded: Guarded) -> None:
+def test_it_ends_everything_when_nobody_holds_its_stdin(guarded: Guarded, socket: Path) -> None:
     pids = [line(guarded), line(guarded)]
     assert guarded.stdin is not None
     guarded.stdin.close()
     assert guarded.wait(timeout=30) == -signal.SIGKILL
     wait_for(lambda: not any(is_alive(pid) for pid in pids))
     guarded.stdin = None
+    assert not socket.parent.exists()
 
 
 def test_sigterm_is_for_the_command_to_obey() -> None:
@@ -88,6 +100,6 @@ def test_a_killed_guard_takes_the_command_along() -> None:
 
 
 def test_a_command_that_cannot_be_run_is_named() -> None:
-    command = [sys.executable, "-I", "-S", guard.__file__, "/nonexistent/python", "-m", "vllm"]
+    command = [sys.executable, "-I", "-S", guard.__file__, "/e.sock", "/nonexistent/python", "-m", "vllm"]
     ended = subprocess.run(command, stdin=subprocess.PIPE, capture_output=True, text=True, timeout=30, check=False)
     assert (ended.returncode, ended.stderr) == (127, "/nonexistent/python cannot be run: No such file or directory\n")
