@@ -47,7 +47,8 @@ def diagnose(settings: Settings, around: Surroundings) -> Diagnosis:
         ]
     problems += _too_much_together(choices, around)
     problems += _crowded(settings.models, choices)
-    return Diagnosis(settings.profile, choices, tuple(problems), tuple(_notes(settings.models, choices, around)))
+    notes = [*_notes(settings.models, choices, around), *_threads(settings.models, around)]
+    return Diagnosis(settings.profile, choices, tuple(problems), tuple(notes))
 
 
 def _artifact(choice: Choice) -> dict[str, Any]:
@@ -120,6 +121,18 @@ def _notes(
         elif served[0].fit is not None:
             gpus = gpus_for(model.vllm, around.hardware)[: served[0].fit.gpus]
             yield from _occupied(model.name, gpus, model.vllm.memory_share or SHARE)
+
+
+def _threads(models: tuple[ModelSettings, ...], around: Surroundings) -> Iterator[str]:
+    """GGUF engines that would get in each other's way: threads that share a core wait for each other by spinning."""
+    cores = around.hardware.usable_cores
+    engines = {model.name: model.gguf.threads for model in models if model.gguf is not None and model.gguf.source}
+    threads = sum(max(cores - 1, 1) if count == "auto" else count for count in engines.values())
+    if len(engines) > 1 and threads > cores:
+        yield (
+            f"{', '.join(engines)}: their engines have {threads} threads for {cores} cores; when several compute at "
+            "the same time, all become slow: gguf.threads divides them"
+        )
 
 
 def _occupied(model: str, gpus: tuple[Gpu, ...], share: float) -> Iterator[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.hardware import Hardware, from_json
+from backends.hardware import Hardware
 from backends.selection import Choice, Surroundings, choose, rank, select
 from backends.shape import ModelShape
 from backends.survey import full_survey, survey
@@ -14,6 +14,7 @@ from config.errors import ConfigError
 from config.schema import GgufSettings, ModelSettings, Settings
 from config.tree import Profile
 from config.vllm import VllmSettings
+from tests.backends.machines import MACHINES
 from tests.backends.vllm.test_fit import LLAMA_8B, LLAMA_70B
 
 LOCAL = GgufSettings(source="/models/m.gguf")
@@ -69,7 +70,6 @@ def test_engines_of_other_names_keep_their_order() -> None:
     assert [rank(kind, "auto") for kind in ("vllm", "fake", "gguf")] == [1, 0, 0]
 
 
-MACHINES = {file.stem: from_json(file.read_text()) for file in (Path(__file__).parent / "hardware").glob("*.json")}
 LAUNCHED = ModelSettings(name="m", gguf=LOCAL, vllm=VllmSettings(source="org/m"))
 ONLY_LAUNCHED = ModelSettings(name="m", vllm=VllmSettings(source="org/m"))
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from backends.fit import GIB
 from backends.gpu import Gpu, Gpus
-from backends.hardware import Hardware, from_json
+from backends.hardware import Hardware
 from backends.shape import Layer, ModelShape
 from backends.vllm.fit import gpus_for, kv_bytes, usable_gpus, vllm_fit
 from config.vllm import VllmSettings
+from tests.backends.machines import MACHINES
 
-MACHINES = {file.stem: from_json(file.read_text()) for file in (Path(__file__).parents[1] / "hardware").glob("*.json")}
 LLAMA_8B = ModelShape(
     architecture="llama",
     weights="bfloat16",

@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from backends.shape import ModelShape
-from backends.vllm.fit import kv_bytes
+from backends.vllm.fit import kv_bytes, vllm_fit
 from backends.vllm.shape import CheckpointError, shape_of
+from config.vllm import VllmSettings
+from tests.backends.machines import MACHINES
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -147,3 +151,32 @@ def test_experts_of_one_token_count_together() -> None:
 def test_sizes_that_are_none_are_refused(fields: dict[str, Any], told: str) -> None:
     with pytest.raises(CheckpointError, match=told):
         shape(**fields)
+
+
+ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 2**40),
+    st.floats(),
+    st.sampled_from(["", "x", "M*-", "float32"]),
+    st.lists(st.sampled_from(["full_attention", "sliding_attention", "mamba", 3, None]), max_size=40),
+    st.dictionaries(st.sampled_from(["hidden_size", "quant_method"]), st.integers() | st.none(), max_size=2),
+)
+FIELDS = [
+    *LLAMA,
+    *("text_config", "quantization_config", "dtype", "layer_types", "layers_block_type", "hybrid_override_pattern"),
+    *("attn_layer_period", "attn_layer_offset", "full_attention_interval", "num_kv_shared_layers", "kv_lora_rank"),
+    *("qk_rope_head_dim", "v_head_dim", "head_dim", "multi_query", "sliding_window", "sliding_window_pattern"),
+    *("use_sliding_window", "max_window_layers", "linear_num_key_heads", "mamba_d_state", "num_experts_per_tok"),
+]
+
+
+@settings(max_examples=500, deadline=None)
+@given(fields=st.dictionaries(st.sampled_from(FIELDS), ODD, max_size=6))
+def test_whatever_a_config_says_is_a_shape_or_an_error_of_ours(fields: dict[str, Any]) -> None:
+    try:
+        model = shape_of(LLAMA | fields, 10**9)
+    except CheckpointError:
+        return
+    fit = vllm_fit(model, VllmSettings(source="/m"), MACHINES["8xH100"], None)
+    assert fit.needs.total_bytes > 0

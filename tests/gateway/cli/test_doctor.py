@@ -11,9 +11,9 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFWriter
 
 from gateway.cli import main
+from tests.backends.machines import FOLDER as MACHINES
 from tests.backends.vllm.test_shape import LLAMA
 
-MACHINES = Path(__file__).parents[2] / "backends" / "hardware"
 SMALL, LARGE = 16_060_000_000, 141_100_000_000
 
 
@@ -145,7 +145,12 @@ def test_engines_that_fit_alone_and_not_together_are_told(tmp_path: Path, capsys
         "a, b: each takes its share of the same GPUs, 184% together; give them a memory_share, or GPUs of their own "
         "with vllm.environment: {CUDA_VISIBLE_DEVICES: …}"
     ]
+    assert report["notes"] == [
+        "a, b: their engines have 30 threads for 16 cores; when several compute at the same time, all become slow: "
+        "gguf.threads divides them"
+    ]
     code, report = diagnosed(capsys, file, "2-cores")
+    assert report["notes"] == []
     assert report["problems"] == [
         "all engines together need 24.8 GiB of memory, and 21.0 GiB are there: "
         "lower parallel or context_tokens, or serve fewer models here"

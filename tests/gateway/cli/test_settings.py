@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from backends.hardware import Hardware, from_json
+from backends.hardware import Hardware
 from config.load import Override
 from gateway.cli.settings import usable
-
-MACHINES = Path(__file__).parents[2] / "backends" / "hardware"
+from tests.backends.machines import MACHINES
 
 
 @pytest.fixture
@@ -22,20 +21,16 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def machine(name: str) -> Hardware:
-    return from_json((MACHINES / f"{name}.json").read_text())
-
-
 def test_vllm_is_left_out_where_there_is_no_gpu_and_somebody_says_so(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (model,) = usable(file, machine=lambda: machine("2-cores")).settings.models
+    (model,) = usable(file, machine=lambda: MACHINES["2-cores"]).settings.models
     assert (model.gguf is not None, model.vllm) == (True, None)
     assert capsys.readouterr().err == "upshift: model m: vLLM (demo) is not served: this machine has no GPU\n"
 
 
 def test_what_fits_is_served_in_silence_with_its_gpus(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (model,) = usable(file, machine=lambda: machine("2xA100")).settings.models
+    (model,) = usable(file, machine=lambda: MACHINES["2xA100"]).settings.models
     assert model.vllm is not None
     assert model.vllm.tensor_parallel == 1
     assert capsys.readouterr().err == ""
@@ -45,7 +40,7 @@ def test_prod_starts_what_will_hardly_fit_and_says_so(file: Path, capsys: pytest
     text = file.read_text().replace("command:", "memory_share: 0.01, command:")
     file.write_text(text)
     override = Override(("profile",), "prod", "--profile")
-    (model,) = usable(file, [override], lambda: machine("1xL40S")).settings.models
+    (model,) = usable(file, [override], lambda: MACHINES["1xL40S"]).settings.models
     assert model.vllm is not None
     told = capsys.readouterr().err
     assert told.startswith("upshift: model m: vLLM (demo): it needs 1.4 GiB on the GPU, and 0.4 GiB are there for it")
