@@ -5,7 +5,10 @@ Looks at eight bytes: a wrong path is worth finding before anything is started. 
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,7 @@ import click
 
 if TYPE_CHECKING:
     from config.schema import ModelSettings
+    from config.vllm import VllmSettings
 
 DEMO = "demo"
 PROFILES = ("dev", "prod", "auto")
@@ -78,6 +82,20 @@ def problem_with(source: str | None) -> str:
     if magic != _MAGIC:
         return f"{path} is not a GGUF file; models in other formats have to be converted first"
     return ""
+
+
+def problems_with_vllm(settings: VllmSettings) -> Iterator[tuple[str, str]]:
+    """(setting, why it cannot be) of the files that a vLLM which is to be launched needs."""
+    folder = Path(settings.source or "")
+    if folder.is_absolute() and not folder.is_dir():
+        what = f"{folder} is a file, and vLLM loads folders" if folder.exists() else f"there is no folder {folder}"
+        yield "source", f"{what}; give a folder in the Hugging Face layout, an id on its hub, or `demo`"
+    elif folder.is_absolute() and not (folder / "config.json").is_file():
+        yield "source", f"{folder} has no config.json: it is no model in the Hugging Face layout"
+    if settings.python is not None and not os.access(settings.python, os.X_OK):
+        yield "python", f"there is no interpreter {settings.python}"
+    if settings.command is not None and shutil.which(settings.command[0]) is None:
+        yield "command", f"there is no command {settings.command[0]}"
 
 
 def _path(source: str) -> Path:

@@ -52,6 +52,8 @@ def _problems(settings: Settings) -> Iterator[Problem]:
         problem = models.problem_with(model.gguf.source if model.gguf else None)
         if problem:
             yield Problem(("models", index, "gguf", "source"), problem)
+        for setting, problem in models.problems_with_vllm(model.vllm) if model.vllm else ():
+            yield Problem(("models", index, "vllm", setting), problem)
     exposed = check_exposure(settings)
     if exposed is not None:
         yield Problem(("auth",), exposed)

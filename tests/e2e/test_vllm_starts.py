@@ -53,7 +53,7 @@ def failing(
     folder = tmp_path_factory.mktemp("failing")
     config = "profile: prod\nmodels:\n" + "".join(
         [
-            _model("gone", f"source: {folder}/nowhere, {KV}, {QUICK}"),
+            _model("unknown", f"source: nobody/nothing, {KV}, environment: {{HF_HUB_OFFLINE: '1'}}"),
             _model("damaged", f"source: {damaged}, {KV}, {QUICK}"),
             _model("strange", f"source: {strange}, {KV}, {QUICK}"),
             _model("huge", f"source: demo, kv_cache_bytes: 1099511627776, {QUICK}"),
@@ -78,7 +78,7 @@ def failing(
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("gone", "the model cannot be had: "),
+        ("unknown", "the model cannot be had: "),
         ("damaged", "the model's weights are damaged: "),
         ("strange", "this model cannot be loaded: "),
         ("huge", "too little memory: "),

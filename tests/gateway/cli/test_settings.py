@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from backends.hardware import Hardware
+from config.errors import ConfigError
 from config.load import Override
 from gateway.cli.settings import usable
 from tests.backends.machines import MACHINES
@@ -16,7 +17,7 @@ from tests.backends.machines import MACHINES
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "upshift.yaml"
     path.write_text(
-        "models: [{name: m, gguf: {source: demo}, vllm: {source: demo, command: [vllm, serve]}}]\nauth: none\n"
+        "models: [{name: m, gguf: {source: demo}, vllm: {source: demo, command: [sh, serve]}}]\nauth: none\n"
     )
     return path
 
@@ -54,3 +55,23 @@ def test_dev_leaves_vllm_out_without_a_word(file: Path, capsys: pytest.CaptureFi
     (model,) = usable(file, [override], nobody_looks).settings.models
     assert model.vllm is None
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("vllm", "said"),
+    [
+        ("{source: ./nowhere}", "models[0].vllm.source: there is no folder"),
+        ("{source: ./model.gguf}", "model.gguf is a file, and vLLM loads folders"),
+        ("{source: ./empty}", "has no config.json: it is no model"),
+        ("{source: org/name, python: ./nowhere}", "models[0].vllm.python: there is no interpreter"),
+        ("{source: org/name, command: [no-such-vllm, serve]}", "models[0].vllm.command: there is no command no-such"),
+    ],
+)
+def test_what_vllm_would_need_and_is_not_there_is_named(tmp_path: Path, vllm: str, said: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model.gguf").touch()
+    file = tmp_path / "upshift.yaml"
+    file.write_text(f"profile: prod\nmodels:\n  - name: m\n    vllm: {vllm}\n")
+    with pytest.raises(ConfigError) as caught:
+        usable(file)
+    assert said in str(caught.value)
