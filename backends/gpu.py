@@ -93,7 +93,10 @@ def _nvidia(root: Path, library: str) -> Gpus | None:
         return Gpus(problem=f"the NVIDIA driver could not be asked: {error.strerror}")
     if asked.returncode != 0:
         return Gpus(problem=f"asking the NVIDIA driver ended with exit code {asked.returncode}")
-    return _from_report(json.loads(asked.stdout))
+    try:
+        return _from_report(json.loads(asked.stdout))
+    except (ValueError, KeyError, TypeError):  # a library that writes to our output as well
+        return Gpus(problem="asking the NVIDIA driver gave no answer that can be read")
 
 
 def _from_report(report: dict[str, Any]) -> Gpus:

@@ -43,18 +43,16 @@ def full_survey(settings: Settings, hardware: Hardware) -> Surroundings:
     return Surroundings(hardware, installed(default_folder()) is not None, found)
 
 
-def gguf_path(source: str) -> Path:
-    """The file behind `gguf.source`."""
-    return DEMO_MODEL_PATH if source == DEMO_SOURCE else Path(source)
-
-
 def _gguf(settings: GgufSettings | None) -> Iterator[ModelShape | str]:
-    if settings is None or settings.source is None:
-        return
+    if settings is not None and settings.source is not None:
+        yield _shape_of(DEMO_MODEL_PATH if settings.source == DEMO_SOURCE else Path(settings.source))
+
+
+def _shape_of(file: Path) -> ModelShape | str:
     try:
-        yield read_shape(gguf_path(settings.source))
+        return read_shape(file)
     except GgufError as error:
-        yield str(error)
+        return str(error)
 
 
 def _checkpoint(settings: VllmSettings | None) -> Iterator[ModelShape | str]:
@@ -62,7 +60,7 @@ def _checkpoint(settings: VllmSettings | None) -> Iterator[ModelShape | str]:
         return
     if settings.source == DEMO_SOURCE:
         # The export holds the same weights in the same type, and may not have been made yet.
-        yield read_shape(DEMO_MODEL_PATH)
+        yield _shape_of(DEMO_MODEL_PATH)
         return
     folder = local_folder(settings.source)
     if folder is None:

@@ -1,6 +1,6 @@
 /* The calls of NVML that backends/nvml.py makes, with the signatures of nvml.h, for a machine that the environment
    describes: STUB_GPUS of them (2), the first in two MIG instances with STUB_MIG, memory of its own unless STUB_UNIFIED;
-   STUB_INIT is the code that initialising returns; STUB_CRASH and STUB_HANG do that instead. */
+   STUB_INIT is the code that initialising returns; STUB_CRASH and STUB_HANG do that instead, STUB_NOISE prints. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +17,7 @@ static int number(const char *name, int otherwise) {
 int nvmlInit_v2(void) {
     if (getenv("STUB_CRASH")) abort();
     if (getenv("STUB_HANG")) pause();
+    if (getenv("STUB_NOISE")) puts("noise");
     return number("STUB_INIT", 0);
 }
 const char *nvmlErrorString(int code) { return code == 18 ? "Driver/library version mismatch" : "Not Supported"; }

@@ -33,6 +33,7 @@ def machine(tmp_path: Path) -> Path:
 def test_nvml_tells_names_memory_capability_and_versions(machine: Path, nvml: str) -> None:
     second = Gpu("nvidia", "Stub H100", "GPU-1", 80 * GIB, 79 * GIB, "9.0")
     assert gpu.detect(machine, {}, nvml) == Gpus((H100, second), driver="580.95.05", runtime="CUDA 13.0")
+    assert gpu.detect(machine, {"CUDA_VISIBLE_DEVICES": "1"}, nvml).devices == (second,)
 
 
 def test_a_divided_gpu_counts_as_its_instances(machine: Path, nvml: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +56,7 @@ def test_a_gpu_without_memory_of_its_own_is_one(machine: Path, nvml: str, monkey
     [
         ("STUB_INIT=18", "does not answer: Driver/library version mismatch"),
         ("STUB_CRASH=1", "asking the NVIDIA driver ended with exit code -6"),
+        ("STUB_NOISE=1", "gave no answer that can be read"),
         ("STUB_HANG=1", "did not answer within 1 s"),
     ],
 )
