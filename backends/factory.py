@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from backends.access import access_to
+from backends.access import Access, access_to
 from backends.base import Backend
+from backends.discovery import Discovery, DnsLookup, Target
 from backends.engine import EngineBackend
 from backends.inquiry import openai_health
 from backends.kinds import KINDS
@@ -17,7 +18,7 @@ from backends.process import EngineProcess
 from backends.remote import Dialect, RemoteBackend
 from backends.selection import GGUF, VLLM
 from backends.vllm.command import engine_plan
-from config.remote import RemoteSettings
+from config.remote import RemoteSettings, dns_name
 from config.schema import GgufSettings, ModelSettings
 
 
@@ -43,7 +44,7 @@ def create_backends(model: ModelSettings, engine: Callable[[EnginePlan], Backend
 def _backends(model: ModelSettings, engine: Callable[[EnginePlan], Backend]) -> Iterator[Backend]:
     if model.gguf is not None:
         if model.gguf.openai is not None:
-            yield openai_endpoint(GGUF, model.gguf.openai, model, model.gguf)
+            yield openai_endpoint(GGUF, access_to(model.gguf.openai, model.gguf), model)
         elif model.gguf.ollama is not None:
             yield ollama_endpoint(model.gguf.ollama, model, model.gguf)
         else:
@@ -52,14 +53,26 @@ def _backends(model: ModelSettings, engine: Callable[[EnginePlan], Backend]) -> 
         if model.vllm.source is not None:
             yield engine(engine_plan(model, model.vllm))
         for url in model.vllm.urls or ():
-            yield openai_endpoint(VLLM, url, model, model.vllm)
+            yield openai_endpoint(VLLM, access_to(url, model.vllm), model)
+        if model.vllm.discover is not None:
+            yield discovery(model.vllm.discover, model, model.vllm)
 
 
-def openai_endpoint(kind: str, address: str, model: ModelSettings, remote: RemoteSettings) -> RemoteBackend:
-    """The OpenAI endpoint at `address`. It has to know the model's name and aliases, for bodies are passed on as they
-    are."""
+def openai_endpoint(kind: str, access: Access, model: ModelSettings) -> RemoteBackend:
+    """The OpenAI endpoint that `access` leads to. It has to know the model's name and aliases, for bodies are passed on
+    as they are."""
     look = partial(openai_health, names=(model.name, *model.aliases))
-    return RemoteBackend(kind, access_to(address, remote), Dialect(partial(OpenAIBackend, kind), look))
+    return RemoteBackend(kind, access, Dialect(partial(OpenAIBackend, kind), look))
+
+
+def discovery(name: str, model: ModelSettings, remote: RemoteSettings) -> Discovery:
+    """The vLLM replicas behind a name in DNS, all with the same access."""
+    access = access_to("", remote)
+
+    def backend(target: Target) -> RemoteBackend:
+        return openai_endpoint(VLLM, access.at(*target), model)
+
+    return Discovery(VLLM, DnsLookup(dns_name(name), "https" if remote.tls else "http"), backend)
 
 
 def ollama_endpoint(address: str, model: ModelSettings, gguf: GgufSettings) -> RemoteBackend:

@@ -81,6 +81,11 @@ class HttpClient:
         connection = await self._pool.connect(fresh=True)
         return await connection.exchange(head, body)
 
+    def abandon(self, why: str) -> None:
+        """Every request that still waits for status and headers raises BackendProtocolError, `why` being the message.
+        Answers that have begun go on."""
+        self._pool.abandon(why)
+
     async def aclose(self) -> None:
         """Closes all connections, those in use too, and returns when they are gone. Idempotent."""
         await self._pool.aclose()

@@ -6,6 +6,7 @@ Neighbours: http.py (the client of one address), http_tls.py (TLS), http_connect
 from __future__ import annotations
 
 import asyncio
+import socket as socket_module
 import ssl
 from collections.abc import Callable
 from urllib.parse import urlsplit
@@ -14,6 +15,14 @@ from backends.http_connection import Connection
 from backends.http_tls import TlsLink, client_tls
 
 _PORTS = {"http": 80, "https": 443}
+# Silent for 10 s: asked every 5 s, given up after three questions. What was sent and not acknowledged: after 20 s.
+_PATIENCE = (
+    (socket_module.SOL_SOCKET, "SO_KEEPALIVE", 1),
+    (socket_module.IPPROTO_TCP, "TCP_KEEPIDLE", 10),
+    (socket_module.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
+    (socket_module.IPPROTO_TCP, "TCP_KEEPCNT", 3),
+    (socket_module.IPPROTO_TCP, "TCP_USER_TIMEOUT", 20_000),
+)
 
 
 class Address:
@@ -55,17 +64,29 @@ class Address:
         if self._socket_path:
             return (await loop.create_unix_connection(make, self._socket_path))[1]
         if self._tls is None:
-            return (await loop.create_connection(make, self._host, self._port))[1]
+            transport, connection = await loop.create_connection(make, self._host, self._port)
+            _notice_partitions(transport)
+            return connection
         context = self._tls
-        _, link = await loop.create_connection(
+        transport, link = await loop.create_connection(
             lambda: TlsLink(loop, context, self._server_name, make()), self._host, self._port
         )
+        _notice_partitions(transport)
         try:
             await link.ready
         except BaseException:
             link.abort()
             raise
         return link.connection
+
+
+def _notice_partitions(transport: asyncio.BaseTransport) -> None:
+    """A host that is gone without a word says nothing to those who only wait. The kernel asks it, and however busy the
+    server is, its kernel answers: without that the connection ends within half a minute."""
+    socket = transport.get_extra_info("socket")
+    for level, name, value in _PATIENCE:
+        if hasattr(socket_module, name):  # these are Linux's names
+            socket.setsockopt(level, getattr(socket_module, name), value)
 
 
 def reason(error: OSError) -> str:

@@ -150,6 +150,11 @@ class Connection(asyncio.Protocol):
         """Ends it now, whatever it is doing."""
         self._fail(BackendProtocolError("The connection was closed by its owner."))
 
+    def abandon(self, why: str) -> None:
+        """Gives up waiting for an answer that has not begun; one that has goes on."""
+        if self._response is not None and not self._response.status:
+            self._fail(BackendProtocolError(why))
+
     def expire(self) -> None:
         """Its deadline has passed."""
         response = self._response

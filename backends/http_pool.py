@@ -89,6 +89,11 @@ class Pool:
         if not self._connections and self._emptied is not None and not self._emptied.done():
             self._emptied.set_result(None)
 
+    def abandon(self, why: str) -> None:
+        """Ends every exchange whose answer has not begun."""
+        for connection in list(self._connections):
+            connection.abandon(why)
+
     async def aclose(self) -> None:
         """Closes all connections, those in use too, and returns when they are gone. Idempotent."""
         self._closed = True

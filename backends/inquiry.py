@@ -26,11 +26,11 @@ _MAX_NAME_CHARACTERS = 128
 
 class Health(NamedTuple):
     """What a look at an engine says: READY, STARTING (its model loads) or FAILED with the reason in one line. An
-    engine that is merely slow to say so is not `certain`: the next look decides."""
+    engine that is merely `slow` to say so may be well: the next look decides."""
 
     state: BackendState
     failure: str = ""
-    certain: bool = True
+    slow: bool = False
 
 
 READY = Health(BackendState.READY)
@@ -84,8 +84,8 @@ async def openai_health(inquiry: Inquiry, names: Sequence[str]) -> Health:
 
 
 def silence(error: BackendError) -> Health:
-    """What it means to get no answer. No connection is certain, an engine in trouble may only be slow."""
-    return Health(BackendState.FAILED, error.message.rstrip("."), certain=not isinstance(error, BackendTimeout))
+    """What it means to get no answer. Without a connection it is gone; without an answer it may be slow."""
+    return Health(BackendState.FAILED, error.message.rstrip("."), isinstance(error, BackendTimeout))
 
 
 def health_answer(status: int, body: bytes) -> Health:

@@ -18,9 +18,14 @@ from backends.access import Access, Header, Unusable
 from backends.base import BackendResponse, BackendState, InferenceRequest
 from backends.errors import BackendUnavailable
 from backends.http import HttpClient
-from backends.inquiry import Health, Inquiry
+from backends.inquiry import ANSWER_SECONDS, Health, Inquiry
 from backends.ollama.calls import OllamaCalls
 from backends.openai import OpenAIBackend
+
+# An engine that does not answer a look in time: so many in a row, and it gets no more requests; so many, and those that
+# wait for its first byte are given up. One slow look of a busy engine means nothing.
+SLOW_LOOKS_TO_FAIL = 2
+SLOW_LOOKS_TO_GIVE_UP = 3
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +43,12 @@ class Dialect(NamedTuple):
 class Rhythm:
     """How often an endpoint is looked at, in seconds: while it is well, and at first while it is not (then doubling up
     to `steady`). Each pause is up to a fifth shorter or longer, so that gateways do not ask in step. Whatever calls
-    meet, there is `least` between two looks."""
+    meet, there is `least` between two looks. A look waits for each answer for `answer`."""
 
     steady_seconds: float = 5.0
     trouble_seconds: float = 0.5
     least_seconds: float = 0.1
+    answer_seconds: float = ANSWER_SECONDS
 
 
 class RemoteBackend:
@@ -62,12 +68,12 @@ class RemoteBackend:
         # No deadlines down here: how long an answer may take is for the caller to say, who knows the client.
         self._client = access.client(response_timeout_seconds=inf, idle_timeout_seconds=inf)
         self._calls = dialect.calls(self._client, lambda: self.state)
-        self._inquiry = Inquiry(access.client(max_connections=2))
+        self._inquiry = Inquiry(access.client(max_connections=2), timeout_seconds=self._rhythm.answer_seconds)
         self.inquiry = self._inquiry if dialect.metered else None
         # From start to stop:
         self._task: asyncio.Task[None] | None = None
         self._doubt = asyncio.Event()
-        self._suspected = False
+        self._slow_looks = 0
         self._complaint = ""
         self._show_credentials()
 
@@ -102,7 +108,7 @@ class RemoteBackend:
         while True:
             self._refresh()
             self._believe(await self._dialect.look(self._inquiry))
-            if self.state is BackendState.READY and not self._suspected:
+            if self.state is BackendState.READY and not self._slow_looks:
                 pause_seconds = self._rhythm.trouble_seconds
                 await self._rest(self._rhythm.steady_seconds)
             else:
@@ -118,10 +124,11 @@ class RemoteBackend:
         self._doubt.clear()
 
     def _believe(self, health: Health) -> None:
-        # One slow answer of a busy engine takes nothing away from it; the second does.
-        doubtful = health.state is BackendState.FAILED and not health.certain and self.state is BackendState.READY
-        self._suspected = doubtful and not self._suspected
-        if self._suspected:
+        self._slow_looks = self._slow_looks + 1 if health.slow else 0
+        if self._slow_looks >= SLOW_LOOKS_TO_GIVE_UP:
+            # Who waits there for a first byte may be answered by another engine; who has one waits on.
+            self._client.abandon(f"{self.address} hangs: {health.failure}, {self._slow_looks} times.")
+        if self.state is BackendState.READY and 0 < self._slow_looks < SLOW_LOOKS_TO_FAIL:
             return
         if (health.state, health.failure) == (self.state, self.failure):
             return

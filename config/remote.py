@@ -5,7 +5,9 @@ Neighbours: schema.py and vllm.py (the branches that have these), backends/acces
 
 from __future__ import annotations
 
-from typing import Annotated
+import ipaddress
+import re
+from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
@@ -70,3 +72,46 @@ class RemoteSettings(Tree):
             )
         if self.tls and not any(address.startswith("https:") for address in addresses):
             raise PydanticCustomError("no_tls", "has tls, and no URL that begins with https")
+
+
+class DnsName(NamedTuple):
+    """A name in DNS behind which there are replicas: with a port for its addresses, without one for its SRV records.
+    `server` is the DNS server to ask, None for those of this machine."""
+
+    host: str
+    port: int | None
+    server: str | None = None
+    server_port: int = 53
+
+
+_HOST = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?\.?"
+_SERVER = r"(?P<server>[0-9.]+|\[[0-9A-Fa-f:.]+\])(?::(?P<asked>[0-9]{1,5}))?"
+_DNS = re.compile(rf"dns://(?:{_SERVER}/)?(?P<host>{_HOST})(?::(?P<port>[0-9]{{1,5}}))?")
+
+
+def dns_name(value: str) -> DnsName:
+    """What `dns://[server[:port]/]name[:port]` says. Raises ValueError."""
+    found = _DNS.fullmatch(value)
+    if found is None:
+        raise ValueError(value)
+    port = int(found["port"]) if found["port"] else None
+    asked = int(found["asked"] or 53)
+    out_of_range = [number for number in (port, asked) if number is not None and not 0 < number < 65536]
+    if (port is None) != found["host"].startswith("_") or out_of_range:
+        raise ValueError(value)
+    server = found["server"]
+    if server is not None:
+        server = str(ipaddress.ip_address(server.strip("[]")))
+    return DnsName(found["host"], port, server, asked)
+
+
+def _discover(value: str) -> str:
+    try:
+        dns_name(value)
+    except ValueError:
+        text = "should be dns://name:port for addresses, or dns://_service._tcp.name for SRV records"
+        raise PydanticCustomError("dns_name", text) from None
+    return value
+
+
+Discover = Annotated[str, AfterValidator(_discover)]

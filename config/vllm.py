@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from config.remote import RemoteSettings
+from config.remote import Discover, RemoteSettings
 from config.routing import MaxInFlight
 from config.tree import Endpoint, SourcePath
 
@@ -47,14 +47,19 @@ TAKEN_ARGS = {
 
 
 # What can be said of replicas that run elsewhere.
-_REMOTE = frozenset({"urls", "source", "max_in_flight", *RemoteSettings.model_fields})
+_REMOTE = frozenset({"urls", "discover", "source", "max_in_flight", *RemoteSettings.model_fields})
 
 
 class VllmSettings(RemoteSettings):
-    """A model served by vLLM: one that is launched here (`source`), or replicas that run elsewhere (`urls`)."""
+    """A model served by vLLM: one that is launched here (`source`), or replicas that run elsewhere (`urls`,
+    `discover`)."""
 
     urls: tuple[Endpoint, ...] | None = Field(default=None, min_length=1, max_length=256)
     """Base URLs of vLLM servers, all of which serve the model under the same name."""
+
+    discover: Discover | None = None
+    """Instead of `urls`: a name in DNS behind which there are replicas, `dns://vllm-headless:8000` for its addresses,
+    `dns://_http._tcp.vllm` for its SRV records. Looked up again and again; `tls` makes the calls https."""
 
     source: SourcePath | None = None
     """Instead of `urls`: what vLLM loads. A folder in the Hugging Face layout (a relative path that exists starts at
@@ -122,19 +127,20 @@ class VllmSettings(RemoteSettings):
     @property
     def places(self) -> tuple[str, ...]:
         """What serves it, for people: a source or URLs."""
-        return self.urls or (self.source or "",)
+        return self.urls or (self.discover or self.source or "",)
 
     @model_validator(mode="after")
     def _one_place(self) -> VllmSettings:
-        if (self.source is None) == (self.urls is None):
-            text = "should have either source (vLLM is launched here) or urls (it runs elsewhere)"
+        if [self.source, self.urls, self.discover].count(None) != 2:
+            text = "should have either source (vLLM is launched here), urls or discover (it runs elsewhere)"
             raise PydanticCustomError("one_engine", text)
         fields = type(self).model_fields.items()
         ours = [name for name, field in fields if name not in _REMOTE and getattr(self, name) != field.get_default()]
-        if self.urls is not None and ours:
-            text = "{names}: only with source; the servers at urls have settings of their own"
+        if self.source is None and ours:
+            text = "{names}: only with source; servers elsewhere have settings of their own"
             raise PydanticCustomError("not_our_engine", text, {"names": ", ".join(ours)})
-        self.check_remote(self.urls or ())
+        found = ("https:" if self.tls else "http:",) if self.discover else ()
+        self.check_remote(self.urls or found)
         if self.python is not None and self.command is not None:
             raise PydanticCustomError("one_command", "should have python or command, not both")
         if self.memory_share is not None and self.kv_cache_bytes is not None:

@@ -34,6 +34,7 @@ from gateway.served import MakeBackends, Member, assemble
 from gateway.tracing import Tracer
 from routing.policy import Plan, plan_for
 from routing.router import Router
+from routing.upstream import Upstream
 
 # How often a member that has been replaced looks whether it may go.
 LEAVING_SECONDS = 0.1
@@ -134,7 +135,16 @@ class Gateway:
 
     async def _start(self, members: Iterable[Member]) -> None:
         for member in members:
-            await member.membership.start(self._metrics.series(member.model, member.kind).engine)
+            await member.membership.start(self._metrics.series(member.model, member.kind).engine, self._swap)
+
+    def _swap(self, before: tuple[Upstream, ...], after: tuple[Upstream, ...]) -> None:
+        """Replicas have joined or left: `after` take the places of `before` in the pool that has them."""
+        for pool in self.served.catalog.pools:
+            position = next((at for at, upstream in enumerate(pool.upstreams) if upstream in before), None)
+            if position is not None:
+                others = [upstream for upstream in pool.upstreams if upstream not in before]
+                pool.upstreams = (*others[:position], *after, *others[position:])
+        self.readiness.upstreams = tuple(self.served.upstreams)
 
     def _follow_keys(self) -> None:
         if self._following is not None:

@@ -51,7 +51,7 @@ class Member:
     @property
     def in_flight(self) -> int:
         """Requests that run on it."""
-        return sum(upstream.in_flight for upstream in self.upstreams)
+        return self.membership.in_flight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,4 +90,9 @@ def _member(artifact: ModelSettings, make_backends: MakeBackends, before: Iterab
     for member in before:
         if member.artifact == artifact:
             return member
-    return Member(artifact, Membership(artifact.name, upstreams_of(artifact, make_backends(artifact))))
+
+    def enroll(backend: Backend) -> Upstream:
+        (upstream,) = upstreams_of(artifact, [backend])
+        return upstream
+
+    return Member(artifact, Membership(artifact.name, make_backends(artifact), enroll))

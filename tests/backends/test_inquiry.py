@@ -59,10 +59,10 @@ def test_every_name_must_be_served(status: int, body: bytes, failure: str | None
         assert health.failure == failure
 
 
-def test_only_slowness_is_uncertain() -> None:
-    assert silence(BackendUnavailable("refused.")) == (BackendState.FAILED, "refused", True)
-    assert silence(BackendProtocolError("cut.")).certain
-    assert not silence(BackendTimeout("slow.")).certain
+def test_no_connection_is_told_from_no_answer() -> None:
+    assert silence(BackendUnavailable("refused.")) == (BackendState.FAILED, "refused", False)
+    assert not silence(BackendProtocolError("cut.")).slow
+    assert silence(BackendTimeout("slow.")).slow
 
 
 async def test_endpoint_that_is_well_is_ready_and_hears_the_credentials() -> None:
@@ -89,11 +89,11 @@ async def test_silence_of_any_kind_is_a_failure_with_a_reason() -> None:
     async with serve(mute) as peer:
         inquiry = Inquiry(HttpClient(peer.address), timeout_seconds=0.05)
         health = await openai_health(inquiry, NAMES)
-        assert health == (BackendState.FAILED, "GET /health was not answered within 0.05 s", False)
+        assert health == (BackendState.FAILED, "GET /health was not answered within 0.05 s", True)
         await inquiry.aclose()
     inquiry = Inquiry(HttpClient("unix:/nonexistent/engine.sock"))
     health = await openai_health(inquiry, NAMES)
-    assert (health.state, health.certain) == (BackendState.FAILED, True)
+    assert (health.state, health.slow) == (BackendState.FAILED, False)
     assert "/nonexistent/engine.sock" in health.failure
     await inquiry.aclose()
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket as socket_module
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -113,16 +115,40 @@ async def test_endpoint_that_comes_back_is_taken_back(caplog: pytest.LogCaptureF
 
 
 async def test_one_slow_answer_changes_nothing_and_two_do() -> None:
-    async with Replica("llama3") as replica, watching(Access(replica.address)) as backend:
+    rhythm = replace(QUICK, answer_seconds=0.1)
+    async with Replica("llama3") as replica, watching(Access(replica.address), rhythm) as backend:
         await reaches(backend, BackendState.READY)
-        backend._inquiry._timeout_seconds = 0.05
         replica.hears.clear()
-        await until(lambda: backend._suspected)
+        await until(lambda: backend._slow_looks == 1)
         assert backend.state is BackendState.READY
         await reaches(backend, BackendState.FAILED)
-        assert "was not answered within 0.05 s" in backend.failure
+        assert "was not answered within 0.1 s" in backend.failure
         replica.hears.set()
         await reaches(backend, BackendState.READY)
+
+
+async def test_hanging_endpoint_gives_back_who_waits_for_a_first_byte_and_nobody_else() -> None:
+    rhythm = replace(QUICK, answer_seconds=0.1)
+    async with Replica("llama3", token_seconds=0.01) as replica, watching(Access(replica.address), rhythm) as backend:
+        await reaches(backend, BackendState.READY)
+        body = b'{"model": "llama3", "messages": [], "stream": true, "max_tokens": 100}'
+        begun = await backend.send(REQUEST._replace(body=body, stream=True))
+        await anext(begun.chunks)
+        replica.hears.clear()
+        with pytest.raises(BackendProtocolError, match="hangs: GET /health was not answered") as caught:
+            await ask(backend)
+        assert caught.value.retryable
+        assert (await body_of(begun)).endswith(b"data: [DONE]\n\n")
+        await begun.aclose()
+
+
+async def test_kernel_is_told_to_notice_that_a_host_is_gone() -> None:
+    async with Replica("llama3") as replica, watching(Access(replica.address)) as backend:
+        assert b'"usage"' in await ask(backend)
+        (connection,) = backend._client._pool._connections
+        socket = connection._transport.get_extra_info("socket")
+        assert socket.getsockopt(socket_module.SOL_SOCKET, socket_module.SO_KEEPALIVE) == 1
+        assert socket.getsockopt(socket_module.IPPROTO_TCP, socket_module.TCP_KEEPIDLE) == 10
 
 
 @pytest.mark.parametrize(("status", "kind"), [(503, BackendOverloaded), (500, BackendProtocolError)])

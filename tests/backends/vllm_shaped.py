@@ -50,6 +50,7 @@ class Replica:
         self.begun = 0
         self.finished = 0
         self.running = 0
+        self.stuck = 0  # calls that came and were not heard
         self.hits = 0
         self.looks: dict[str, int] = {}
         self.seen_hosts: set[str] = set()
@@ -105,7 +106,12 @@ class Replica:
         self._connections.add(request.transport)
         self.looks[request.path] = self.looks.get(request.path, 0) + 1
         self.seen_hosts.add(request.host)
-        await self.hears.wait()
+        inference = request.method == "POST"
+        self.stuck += inference
+        try:
+            await self.hears.wait()
+        finally:
+            self.stuck -= inference
         guarded = request.path.startswith("/v1")
         if guarded and self.key and request.headers.get("authorization") != f"Bearer {self.key}":
             return web.json_response({"error": "Unauthorized"}, status=401)

@@ -144,15 +144,23 @@ async def serving(*backends: FakeBackend, edge: dict[str, Any] | None = None, **
     settings = Settings.model_validate(
         {"server": ServerSettings(port=0, **server), "models": tuple(models), **(edge or {})}
     )
+    make: MakeBackends = (lambda model: [by_name[model.name]]) if backends else create_backends
+    async with serving_settings(settings, make) as gateway:
+        gateway.backends = by_name
+        yield gateway
+
+
+@contextlib.asynccontextmanager
+async def serving_settings(settings: Settings, make_backends: MakeBackends) -> AsyncIterator[Gateway]:
+    """The same with any settings and any backends."""
     written: list[str] = []
     access_log = AccessLog(written.append)
-    make: MakeBackends = (lambda model: [by_name[model.name]]) if backends else create_backends
-    app = create_app(settings, make_backends=make, access_log=access_log)
+    app = create_app(settings, make_backends=make_backends, access_log=access_log)
     certificates = Certificates(settings.tls) if settings.tls is not None else None
     async with _lifespan(app), _listening(app, settings, certificates) as (port, state):
         address = f"{'http' if certificates is None else 'https'}://127.0.0.1:{port}"
         async with httpx.AsyncClient(base_url=address, verify=trusting(), trust_env=False, timeout=10) as client:
-            yield Gateway(app, port, client, state, access_log, written, settings, by_name, certificates)
+            yield Gateway(app, port, client, state, access_log, written, settings, {}, certificates)
 
 
 def served_model(name: str, *aliases: str) -> ModelSettings:
