@@ -36,13 +36,18 @@ class Panel(NamedTuple):
 
 
 # Of everything that is shown by model.
+_MODEL = 'model=~"$model"'
 _FILTER = 'model=~"$model",backend=~"$backend"'
 _QUANTILES = ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
 
 
-def _quantiles(family: str, by: str = "model") -> list[Query]:
-    rate = f"sum by (le, {by}) (rate({family}_bucket{{{_FILTER}}}[$__rate_interval]))"
-    return [Query(f"histogram_quantile({share}, {rate})", f"{name} {{{{{by}}}}}") for share, name in _QUANTILES]
+def _quantiles(family: str, only: str = _FILTER) -> list[Query]:
+    rate = f"sum by (le, model) (rate({family}_bucket{{{only}}}[$__rate_interval]))"
+    return [Query(f"histogram_quantile({share}, {rate})", f"{name} {{{{model}}}}") for share, name in _QUANTILES]
+
+
+def _sum(family: str, legend: str) -> Query:
+    return Query(f"sum by (model, backend) ({family}{{{_FILTER}}})", legend)
 
 
 def _cached_share() -> str:
@@ -91,6 +96,33 @@ ROWS: dict[str, Sequence[Panel]] = {
             "s",
             _quantiles("upshift_gateway_overhead_seconds"),
             "Of the time to the first byte, everything but waiting for the engine.",
+        ),
+    ),
+    "Routing": (
+        Panel(
+            "Decisions",
+            "reqps",
+            [
+                _rate(
+                    "upshift_routing_decisions_total", "model, backend, reason", "{{model}} on {{backend}}: {{reason}}"
+                )
+            ],
+        ),
+        Panel("Waiting", "short", [Query(f"sum by (model) (upshift_queue_depth{{{_MODEL}}})", "{{model}}")]),
+        Panel("Time spent waiting", "s", _quantiles("upshift_queue_wait_seconds", _MODEL)),
+    ),
+    "Engines": (
+        Panel("Computing", "short", [_sum("upshift_engine_running", "{{model}} on {{backend}}")]),
+        Panel("Waiting in the engine", "short", [_sum("upshift_engine_waiting", "{{model}} on {{backend}}")]),
+        Panel(
+            "KV cache in use",
+            "percentunit",
+            [
+                Query(
+                    f"max by (model, backend) (upshift_engine_kv_cache_usage_ratio{{{_FILTER}}})",
+                    "{{model}} on {{backend}}",
+                )
+            ],
         ),
     ),
     "Edge": (

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 AUTHORITY_DAYS = 3650
-# More than 398 days are refused by Apple's and Google's programs.
-LEAF_DAYS = 397
+# More than 398 days are refused by Apple's and Google's programs, more than 366 by Mozilla's advice.
+LEAF_DAYS = 365
 
 _NAME = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*")
 _KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]

@@ -23,6 +23,7 @@ from tests.e2e.gateway import GatewayUnderTest, running_gateway
 from tests.e2e.prometheus import RULES, Prometheus, free_port, promtool, scraping
 from tests.engine import wait_for
 
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "observability.md"
 CHAT = "/v1/chat/completions"
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -99,6 +100,9 @@ def test_every_panel_has_data_and_an_outage_is_told_of_until_it_is_over(
     checked = promtool("check", "metrics", text=exposed.text)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
+    documented = DOCS.read_text()
+    for name in re.findall(r"^# TYPE (upshift_\w+) ", exposed.text, re.MULTILINE):
+        assert f"`{name}`" in documented, name
     for _, query in dashboard.queries():
         wait_for(partial(_has_data, prometheus, query), seconds=90)
     wait_for(lambda: bool(prometheus.exemplars("upshift_request_duration_seconds_bucket")), seconds=60)

@@ -68,7 +68,7 @@ def test_client_has_its_name_in_its_certificate(tmp_path: Path) -> None:
     peer = handshake(tmp_path, "localhost", "alice").getpeercert()
     assert peer is not None
     assert peer["subjectAltName"] == (("DNS", "alice"),)
-    assert LEAF_DAYS <= 398
+    assert LEAF_DAYS <= 366
 
 
 @pytest.mark.parametrize(
