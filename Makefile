@@ -62,7 +62,7 @@ demo-model: setup
 
 # Rewrites the locks. Needs uv (pip install uv).
 lock:
-	uv pip compile pyproject.toml --extra gguf --universal --generate-hashes --no-emit-package llama-cpp-python --no-header -q -o deploy/lock/runtime.txt
+	uv pip compile pyproject.toml --extra gguf --extra oidc --universal --generate-hashes --no-emit-package llama-cpp-python --no-header -q -o deploy/lock/runtime.txt
 	uv pip compile --group dev --group build -c deploy/lock/runtime.txt --universal --generate-hashes --no-header -q -o deploy/lock/dev.txt
 	echo "llama-cpp-python==$$(sed -n 's/.*llama-cpp-python==\([0-9.]*\).*/\1/p' pyproject.toml)" | uv pip compile - --no-deps --generate-hashes --universal --no-header --no-annotate -q -o deploy/lock/engine.txt
 

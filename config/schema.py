@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from config.auth import Auth
 from config.edge import AdminSettings, LogSettings, TlsSettings, TracingSettings
 from config.limits import LimitsSettings
 from config.redis import RedisSettings
@@ -144,23 +145,6 @@ class ServerSettings(Tree):
 
     drain_seconds: Annotated[float, Field(strict=True, ge=0, le=3600)] = 30.0
     """How long running answers may go on after SIGTERM or SIGINT."""
-
-
-class AuthSettings(Tree):
-    """Who may use the gateway."""
-
-    keys_file: SourcePath
-    """The file with the API keys, made by `upshift keys add`; a relative path starts at the config file's folder."""
-
-
-def _auth_kind(value: Any) -> str:
-    return "none" if isinstance(value, str) else AuthSettings.__name__
-
-
-Auth = Annotated[
-    Annotated[AuthSettings, Tag(AuthSettings.__name__)] | Annotated[Literal["none"], Tag("none")],
-    Discriminator(_auth_kind),
-]
 
 
 def _demo(settings: dict[str, Any]) -> tuple[ModelSettings, ...]:

@@ -15,11 +15,12 @@ from hmac import compare_digest
 from pathlib import Path
 from typing import ClassVar
 
+from config.auth import AuthSettings
 from config.errors import ConfigError, Problem
 from config.limits import LimitSettings
-from config.schema import AuthSettings, Settings
+from config.schema import Settings
 from gateway.errors import InvalidKey, ModelNotAllowed
-from gateway.keys import is_intact
+from gateway.keys import is_intact, looks_like_token
 from gateway.keysfile import KeyEntry, KeysFile, Surface, expiry, load_keys
 from gateway.limits import Limits, resolve
 from gateway.middleware import is_loopback
@@ -50,7 +51,9 @@ class Principal:
 
 def keys_of(settings: Settings) -> KeysFile | None:
     """The keys that the settings name, read now; None where they name none. Raises ConfigError."""
-    return load_keys(Path(settings.auth.keys_file)) if isinstance(settings.auth, AuthSettings) else None
+    if not isinstance(settings.auth, AuthSettings):
+        return None
+    return KeysFile() if settings.auth.keys_file is None else load_keys(Path(settings.auth.keys_file))
 
 
 def principals(settings: Settings, keys: KeysFile | None, slot_of: Callable[[bytes], int]) -> dict[bytes, Principal]:
@@ -81,8 +84,8 @@ def check_tiers(settings: Settings, keys: KeysFile) -> None:
         if entry.tier is not None and entry.tier not in tiers
     ]
     if problems:
-        source = settings.auth.keys_file if isinstance(settings.auth, AuthSettings) else "keys"
-        raise ConfigError(source, tuple(problems))
+        source = settings.auth.keys_file if isinstance(settings.auth, AuthSettings) else None
+        raise ConfigError(source or "keys", tuple(problems))
 
 
 def _principal(settings: Settings, entry: KeyEntry, names: Mapping[str, str], digest: bytes, slot: int) -> Principal:
@@ -93,6 +96,9 @@ def _principal(settings: Settings, entry: KeyEntry, names: Mapping[str, str], di
     networks = None if entry.addresses is None else tuple(map(ip.ip_network, entry.addresses))
     surfaces = None if entry.surfaces is None else frozenset(entry.surfaces)
     return Principal(entry.name, entry.tier, models, limits, slot, expires_at, digest, networks, surfaces)
+
+
+Verify = Callable[[bytes, bytes], Principal]
 
 
 class Authenticator:
@@ -108,6 +114,8 @@ class Authenticator:
         self._principals = principals
         self._now = now
         self._certificates = certificates or {}
+        # Verifies a token, which comes with its SHA-256, where tokens may stand for keys.
+        self.verify: Verify | None = None
 
     def replace(self, principals: Mapping[bytes, Principal]) -> None:
         """Other keys from the next request on; running requests keep what they have."""
@@ -119,7 +127,8 @@ class Authenticator:
         if ANONYMOUS in self._principals or CERTIFICATE in headers:
             return True
         try:
-            return is_intact(_key(headers).decode("latin-1"))
+            key = _key(headers)
+            return is_intact(key.decode("latin-1")) or (self.verify is not None and looks_like_token(key))
         except InvalidKey:
             return False
 
@@ -134,6 +143,8 @@ class Authenticator:
             key = _key(headers)
             digest = hashlib.sha256(key).digest()
             found = self._principals.get(digest)
+            if found is None and self.verify is not None and looks_like_token(key):
+                return self.verify(key, digest)
             if found is None or not compare_digest(found.digest, digest):
                 raise InvalidKey(_what_is_wrong(key))
         if found.expires_at is not None and self._now() >= found.expires_at:
@@ -183,7 +194,7 @@ def _key(headers: Mapping[bytes, bytes]) -> bytes:
         key = bearer
     if not key:
         raise InvalidKey("An API key is needed: send the header `Authorization: Bearer KEY`.")
-    if len(key) > MAX_KEY_BYTES:
+    if len(key) > MAX_KEY_BYTES and not looks_like_token(key):
         raise InvalidKey("The API key is not valid.")
     return key
 

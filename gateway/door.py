@@ -27,13 +27,13 @@ class Door:
     limiter: RateLimiter
     shared: SharedLimiter | None = None
 
-    def let_in(self, call: Call, headers: Mapping[bytes, bytes]) -> Principal:
+    async def let_in(self, call: Call, headers: Mapping[bytes, bytes]) -> Principal:
         """Who sends `call`, whose headers are `headers`, the last one where a name is repeated. Raises HostRefused,
         TooManyHeaders and InvalidKey."""
         repeated = len(headers) != len(call.headers)
         if repeated or not self.guard.passes(headers):
             self.guard.check(call.headers, call.http_version)
-        return self.entrance.principal(call.headers, call.peer, "openai", None if repeated else headers)
+        return await self.entrance.admit(call.headers, call.peer, "openai", None if repeated else headers)
 
     async def reserve(self, principal: Principal, estimated_tokens: int, model: str) -> Reserved:
         """What RateLimiter.reserve does, here or at Redis, whose answer is waited for. Raises RateLimited,

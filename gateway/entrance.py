@@ -8,21 +8,33 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from gateway.address import ClientAddress
 from gateway.auth import Authenticator, Principal, check_repeated
-from gateway.errors import AddressNotAllowed, InvalidKey, SurfaceNotAllowed
+from gateway.errors import AddressNotAllowed, InvalidKey, SignerUnknown, SurfaceNotAllowed
 from gateway.guesses import Guesses
 from gateway.keysfile import Surface
+
+if TYPE_CHECKING:
+    from gateway.issuer import Issuer
 
 Fields = Sequence[tuple[bytes, bytes]]
 
 
 class Entrance:
-    """`authenticator` knows the keys; `addresses` tells clients behind trusted proxies apart."""
+    """`authenticator` knows the keys, `issuer` has those of its tokens; `addresses` tells clients behind trusted
+    proxies apart."""
 
-    def __init__(self, authenticator: Authenticator, addresses: ClientAddress, guesses: Guesses) -> None:
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        addresses: ClientAddress,
+        guesses: Guesses,
+        issuer: Issuer | None = None,
+    ) -> None:
         self.authenticator = authenticator
+        self._issuer = issuer
         self._addresses = addresses
         self._guesses = guesses
 
@@ -41,6 +53,8 @@ class Entrance:
             self._guesses.check(self._addresses.of(peer, fields))
         try:
             found = self.authenticator.principal(headers)
+        except SignerUnknown:
+            raise
         except InvalidKey:
             if b"authorization" in headers or b"x-api-key" in headers:
                 self._guesses.failed(self._addresses.of(peer, fields))
@@ -50,6 +64,18 @@ class Entrance:
         if found.surfaces is not None and surface not in found.surfaces:
             raise SurfaceNotAllowed(f"This API key does not cover the surface '{surface}'.")
         return found
+
+    async def admit(
+        self, fields: Fields, peer: str, surface: Surface, headers: Mapping[bytes, bytes] | None = None
+    ) -> Principal:
+        """The same; where a token names a key that its issuer may have since a moment, it is asked before."""
+        try:
+            return self.principal(fields, peer, surface, headers)
+        except SignerUnknown:
+            if self._issuer is None:
+                raise
+            await self._issuer.refresh()
+            return self.principal(fields, peer, surface, headers)
 
 
 def _check_address(principal: Principal, text: str) -> None:

@@ -11,6 +11,7 @@ GatewayError
 ├── MethodRefused          the path exists, the method does not
 ├── TooManyHeaders         more header fields than any client needs
 ├── InvalidKey             no API key, or none that is known and in force
+│   └── SignerUnknown      a token that the issuer may have signed with a key that is new
 ├── TooManyGuesses         too many wrong API keys came from the address
 ├── AddressNotAllowed      the key may not be used from there
 ├── SurfaceNotAllowed      a part of the gateway that the key does not cover
@@ -87,6 +88,10 @@ class TooManyHeaders(GatewayError):
 
 class InvalidKey(GatewayError):
     """No API key, or none that is known and in force. The message never repeats what was sent."""
+
+
+class SignerUnknown(InvalidKey):
+    """A token names a key that the issuer did not have when it was asked last."""
 
 
 class TooManyGuesses(GatewayError):
@@ -167,6 +172,7 @@ TABLE: dict[type[Exception], Row] = {
     MethodRefused: Row(405, _REQUEST, "method_not_allowed"),
     TooManyHeaders: Row(431, _REQUEST, "headers_too_large"),
     InvalidKey: Row(401, "authentication_error", "invalid_api_key", headers=((b"www-authenticate", b"Bearer"),)),
+    SignerUnknown: Row(401, "authentication_error", "invalid_api_key", headers=((b"www-authenticate", b"Bearer"),)),
     TooManyGuesses: Row(429, "authentication_error", "too_many_attempts", retry_after_seconds=3.0),
     AddressNotAllowed: Row(403, _REQUEST, "address_not_allowed"),
     SurfaceNotAllowed: Row(403, _REQUEST, "surface_not_allowed"),

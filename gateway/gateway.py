@@ -11,8 +11,10 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from config.schema import AuthSettings, Settings
+from config.auth import AuthSettings
+from config.schema import Settings
 from gateway import health, keyswatch
 from gateway.address import ClientAddress
 from gateway.auth import Authenticator, Principal, keys_of, principals
@@ -24,6 +26,7 @@ from gateway.limits import shared_accounts
 from gateway.log import AccessLog
 from gateway.metrics import GatewayCollector, Metrics, registry_for
 from gateway.middleware import HostGuard
+from gateway.oidc import issuer_of
 from gateway.ratelimit import RateLimiter
 from gateway.ratelimit_store import LimitStore
 from gateway.record import Journal
@@ -35,6 +38,9 @@ from gateway.tracing import Tracer
 from routing.policy import Plan, plan_for
 from routing.router import Router
 from routing.upstream import Upstream
+
+if TYPE_CHECKING:
+    from gateway.issuer import Issuer
 
 # How often a member that has been replaced looks whether it may go.
 LEAVING_SECONDS = 0.1
@@ -81,13 +87,16 @@ class Gateway:
         if self._shared is not None:
             self.registry.register(SharedLimitsCollector(self._shared))
         self._router = Router(self.served.catalog, _plans(settings), workers)
-        self.entrance = self._entrance(settings)
+        self._issuer = issuer_of(settings, limits.slot_of)
+        self._asking: asyncio.Task[None] | None = None
+        self.entrance = self._entrance(settings, self._issuer)
         self.relay = self._relay(settings, self.guard, self.entrance)
         self._name_series()
 
     async def start(self) -> None:
         """Brings every engine up in the background."""
         self._follow_keys()
+        self._ask_issuer()
         if self._shared is not None:
             self._counting = asyncio.create_task(self._shared.run())
             self._counting.add_done_callback(report_end)
@@ -95,7 +104,10 @@ class Gateway:
 
     async def stop(self) -> None:
         """Ends every engine and what still runs on it."""
-        beside = [*self._leaving.values(), *(task for task in (self._following, self._counting) if task is not None)]
+        beside = [
+            *self._leaving.values(),
+            *(task for task in (self._following, self._counting, self._asking) if task is not None),
+        ]
         for task in beside:
             task.cancel()
         members = (*self.served.members, *self._leaving)
@@ -116,7 +128,8 @@ class Gateway:
         served = assemble(settings, self._make_backends, before)
         guard = _guard(settings)
         plans = _plans(settings)
-        entrance = self._entrance(settings)
+        issuer = issuer_of(settings, self._limits.slot_of)
+        entrance = self._entrance(settings, issuer)
         relay = self._relay(settings, guard, entrance)
         # From here on nothing can fail and nobody else runs until the new state is complete.
         self.authenticator.replace(principals)
@@ -131,6 +144,8 @@ class Gateway:
         self._leaving = {member: asyncio.create_task(self._leave(member)) for member in leaving}
         if settings.auth != before_auth:
             self._follow_keys()
+        self._issuer = issuer
+        self._ask_issuer()
         await self._start([member for member in served.members if member not in before])
 
     async def _start(self, members: Iterable[Member]) -> None:
@@ -151,9 +166,20 @@ class Gateway:
             self._following.cancel()
             self._following = None
         auth = self.settings.auth
-        if isinstance(auth, AuthSettings):
+        if isinstance(auth, AuthSettings) and auth.keys_file is not None:
             self._following = asyncio.create_task(keyswatch.follow(Path(auth.keys_file), self._use_keys))
             self._following.add_done_callback(report_end)
+
+    def _ask_issuer(self) -> None:
+        """A new configuration asks anew: its tokens mean other tiers and models."""
+        if self._asking is not None:
+            self._asking.cancel()
+            self._asking = None
+        issuer = self._issuer
+        self.authenticator.verify = None if issuer is None else issuer.tokens.principal
+        if issuer is not None:
+            self._asking = asyncio.create_task(issuer.run())
+            self._asking.add_done_callback(report_end)
 
     def _use_keys(self, keys: KeysFile) -> None:
         self.authenticator.replace(principals(self.settings, keys, self._limits.slot_of))
@@ -161,8 +187,9 @@ class Gateway:
     def _principals(self, settings: Settings) -> dict[bytes, Principal]:
         return principals(settings, keys_of(settings), self._limits.slot_of)
 
-    def _entrance(self, settings: Settings) -> Entrance:
-        return Entrance(self.authenticator, ClientAddress(settings.server.trusted_proxies), self._guesses)
+    def _entrance(self, settings: Settings, issuer: Issuer | None) -> Entrance:
+        addresses = ClientAddress(settings.server.trusted_proxies)
+        return Entrance(self.authenticator, addresses, self._guesses, issuer)
 
     def _relay(self, settings: Settings, guard: HostGuard, entrance: Entrance) -> Relay:
         accounts = shared_accounts(settings, self._limits.slot_of)

@@ -38,6 +38,11 @@ def is_intact(key: str) -> bool:
     return len(key) == KEY_CHARACTERS and key.startswith(PREFIX) and check == _checksum(body)
 
 
+def looks_like_token(key: bytes) -> bool:
+    """Whether `key` is shaped like a JSON Web Token, as none of ours is."""
+    return key.startswith(b"eyJ") and key.count(b".") == 2
+
+
 def _checksum(body: str) -> str:
     """CRC-32 in base 62, as GitHub's tokens have it: finds every single changed or swapped character."""
     number = zlib.crc32(body.encode())

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from config.schema import AuthSettings, Settings
+from config.auth import AuthSettings
+from config.schema import Settings
 from gateway.entrance import Entrance
 from gateway.errors import UnknownPath
 from gateway.middleware import is_loopback

@@ -94,7 +94,7 @@ class _Exchange:
     async def run(self, door: Door, router: Router, headers: Headers) -> None:
         """Raises what went wrong; returns when the whole answer has been handed to the connection."""
         record, call = self.record, self._call
-        principal = door.let_in(call, headers)
+        principal = await door.let_in(call, headers)
         record.key = principal.name
         intake.check_headers(headers, self._settings.max_body_bytes)
         if call.more_body:

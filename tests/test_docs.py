@@ -44,6 +44,7 @@ def test_dependencies_are_the_explained_ones() -> None:
     declared = [
         *project["project"]["dependencies"],
         *project["project"]["optional-dependencies"]["gguf"],
+        *project["project"]["optional-dependencies"]["oidc"],
         *project["dependency-groups"]["dev"],
         *project["dependency-groups"]["build"],
     ]

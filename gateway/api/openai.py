@@ -21,12 +21,12 @@ def routes(catalog: Callable[[], ModelCatalog], entrance: Callable[[], Entrance]
     created = int(time.time())
     router = APIRouter()
 
-    def caller(request: Request) -> Principal:
-        return entrance().principal(request.scope["headers"], peer_of(request.scope), "openai")
+    async def caller(request: Request) -> Principal:
+        return await entrance().admit(request.scope["headers"], peer_of(request.scope), "openai")
 
     @router.get("/v1/models")
     async def list_models(request: Request) -> JSONResponse:
-        models = caller(request).models
+        models = (await caller(request)).models
         entries = [entry for entry in catalog().models if models is None or entry.name in models]
         data = [_model(name, entry, created) for entry in entries for name in (entry.name, *entry.aliases)]
         return JSONResponse({"object": "list", "data": data})
@@ -34,7 +34,7 @@ def routes(catalog: Callable[[], ModelCatalog], entrance: Callable[[], Entrance]
     # Model names may hold slashes: organisation/model.
     @router.get("/v1/models/{model_id:path}")
     async def show_model(request: Request, model_id: str) -> JSONResponse:
-        principal = caller(request)
+        principal = await caller(request)
         name = catalog().resolve(model_id).model
         check_model(principal, name)
         entry = next(entry for entry in catalog().models if entry.name == name)

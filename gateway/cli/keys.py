@@ -176,9 +176,9 @@ def _show_once(key: str, done: str) -> None:
 
 def _path(file: Path | None, config: Path | None) -> tuple[Path, Settings | None]:
     """The file to work on, and the settings that name it. Raises ClickException where nothing names one."""
+    from config.auth import AuthSettings  # noqa: PLC0415
     from config.errors import ConfigError  # noqa: PLC0415
     from config.load import load  # noqa: PLC0415
-    from config.schema import AuthSettings  # noqa: PLC0415
 
     if file is not None:
         return file, None
@@ -186,7 +186,7 @@ def _path(file: Path | None, config: Path | None) -> tuple[Path, Settings | None
         loaded = load(config)
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
-    if isinstance(loaded.settings.auth, AuthSettings):
+    if isinstance(loaded.settings.auth, AuthSettings) and loaded.settings.auth.keys_file is not None:
         return Path(loaded.settings.auth.keys_file), loaded.settings
     where = f"{loaded.file} names no keys file" if loaded.file is not None else "there are no settings"
     raise click.UsageError(

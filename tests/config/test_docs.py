@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 import config
+from config.auth import AuthSettings, JwtSettings
 from config.edge import AdminSettings, LogSettings, TlsSettings, TracingSettings
 from config.limits import LimitSettings, LimitsSettings
 from config.redis import RedisSettings
@@ -23,7 +24,7 @@ from config.routing import (
     RuleSettings,
     WhenSettings,
 )
-from config.schema import AuthSettings, GgufSettings, ModelSettings, ServerSettings, Settings
+from config.schema import GgufSettings, ModelSettings, ServerSettings, Settings
 from config.vllm import VllmSettings
 
 PAGE = Path(config.__file__).parent.parent / "docs" / "config.md"
@@ -52,7 +53,8 @@ def test_page_has_every_key_with_its_default() -> None:
     keys = expected("server.", ServerSettings) | expected("models[].", ModelSettings)
     keys |= expected("models[].gguf.", GgufSettings) | expected("models[].vllm.", VllmSettings)
     keys |= expected("models[].gguf.tls.", ClientTlsSettings) | expected("models[].vllm.tls.", ClientTlsSettings)
-    keys |= expected("auth.", AuthSettings) | expected("tls.", TlsSettings) | expected("admin.", AdminSettings)
+    keys |= expected("auth.", AuthSettings) | expected("auth.jwt.", JwtSettings)
+    keys |= expected("tls.", TlsSettings) | expected("admin.", AdminSettings)
     keys |= expected("log.", LogSettings) | expected("tracing.", TracingSettings)
     keys |= expected("limits.default.", LimitSettings) | expected("limits.tiers.NAME.", LimitSettings)
     keys["profile"] = _shown(Settings.model_fields["profile"].get_default())
