@@ -126,6 +126,7 @@ def absolute_path(path: str, folder: Path) -> str:
 
 # Where the file names other files; * is every entry of a list.
 _PATHS: Mapping[Place, Callable[[str, Path], str]] = {
+    ("routing", "trace", "file"): absolute_path,
     ("auth", "keys_file"): absolute_path,
     ("tls", "certificate"): absolute_path,
     ("tls", "key"): absolute_path,

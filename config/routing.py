@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from config.limits import TierName
-from config.tree import ModelName, Profile, Tree
+from config.tree import ModelName, Profile, SourcePath, Tree
 
 Policy = Literal["graduate", "gguf_first", "vllm_first", "fastest", "least_load"]
 ReplicaPolicy = Literal["least_load", "power_of_two", "prefix_affinity", "session_affinity"]
@@ -140,6 +140,19 @@ class BreakerSettings(Tree):
     """How long one that has come back takes to get its full share, where another one can serve meanwhile."""
 
 
+class TraceSettings(Tree):
+    """A record of the decisions, without anything that was said."""
+
+    file: SourcePath
+    """Where to write, a line of JSON for each decision; a relative path starts at the config file's folder."""
+
+    max_bytes: Annotated[int, Field(strict=True, ge=4096, le=1 << 40)] = 16 * 1024 * 1024
+    """Size at which the file is turned over."""
+
+    keep: Annotated[int, Field(strict=True, ge=1, le=100)] = 3
+    """Files that are kept besides the current one."""
+
+
 class ModelRoutingSettings(Tree):
     """What one model does differently."""
 
@@ -182,3 +195,6 @@ class RoutingSettings(Tree):
 
     first_token_target_seconds: Annotated[float, Field(strict=True, gt=0, le=3600)] = 2.0
     """Where `max_in_flight` is `adaptive`: a backend gets more requests at once until first tokens take longer."""
+
+    trace: TraceSettings | None = None
+    """Where decisions are recorded for `upshift replay`. Unset: nowhere."""

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from backends.factory import create_backends
 from config.schema import Settings
 from gateway import health
-from gateway.api import openai
+from gateway.api import admin, openai
 from gateway.dataplane import DataPlane
 from gateway.errors import GatewayError, MethodRefused, UnknownPath, answer
 from gateway.gateway import Gateway, report_end
@@ -75,6 +75,9 @@ def _control_plane(gateway: Gateway, scrape: Scrape | None) -> FastAPI:
     # No schema and no documentation pages: they would describe the control plane to whoever asks.
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.include_router(health.routes(gateway.readiness, lambda: {**about, "profile": gateway.settings.profile}))
+    app.include_router(
+        admin.routes(gateway.router, gateway.metrics, lambda: {**about, "profile": gateway.settings.profile})
+    )
     app.include_router(openai.routes(lambda: gateway.served.catalog, lambda: gateway.entrance))
 
     @app.get("/metrics")

@@ -37,6 +37,7 @@ from gateway.served import MakeBackends, Member, assemble
 from gateway.tracing import Tracer
 from routing.policy import Plan, plan_for
 from routing.router import Router
+from routing.tracefile import TraceFile
 from routing.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -65,9 +66,9 @@ class Gateway:
         self._make_backends = make_backends
         self._limits = limits
         self._worker, workers = place
-        self._metrics = Metrics()
+        self.metrics = Metrics()
         self._tracer = Tracer(settings.tracing) if settings.tracing is not None else None
-        self._journal = Journal(self._metrics, access_log, self._tracer)
+        self._journal = Journal(self.metrics, access_log, self._tracer)
         # Members without a place: as long as something runs on them, and while they are ended.
         self._leaving: dict[Member, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
@@ -81,12 +82,14 @@ class Gateway:
         self.served = assemble(settings, make_backends)
         self.readiness = health.Readiness(self.served.upstreams)
         self.registry = registry_for(
-            GatewayCollector(self._metrics, lambda: self.served.upstreams, lambda: self._router.waiting)
+            GatewayCollector(self.metrics, lambda: self.served.upstreams, lambda: self.router.waiting)
         )
         self.guard = _guard(settings)
         if self._shared is not None:
             self.registry.register(SharedLimitsCollector(self._shared))
-        self._router = Router(self.served.catalog, _plans(settings), workers)
+        trace = settings.routing.trace
+        self._trace = None if trace is None else TraceFile(trace, self._worker if workers > 1 else None)
+        self.router = Router(self.served.catalog, _plans(settings), workers, self._trace)
         self._issuer = issuer_of(settings, limits.slot_of)
         self._asking: asyncio.Task[None] | None = None
         self.entrance = self._entrance(settings, self._issuer)
@@ -116,6 +119,8 @@ class Gateway:
         self.access_log.flush()
         if self._tracer is not None:
             await self._tracer.stop()
+        if self._trace is not None:
+            self._trace.flush()
 
     async def apply(self, settings: Settings) -> None:
         """Goes over to `settings` between two requests; those that run keep what they have.
@@ -133,7 +138,7 @@ class Gateway:
         relay = self._relay(settings, guard, entrance)
         # From here on nothing can fail and nobody else runs until the new state is complete.
         self.authenticator.replace(principals)
-        self._router.adopt(served.catalog, plans)
+        self.router.adopt(served.catalog, plans)
         before_auth, self.settings = self.settings.auth, settings
         self.served, self.guard, self.entrance, self.relay = served, guard, entrance, relay
         self.readiness.upstreams = tuple(served.upstreams)
@@ -150,7 +155,7 @@ class Gateway:
 
     async def _start(self, members: Iterable[Member]) -> None:
         for member in members:
-            await member.membership.start(self._metrics.series(member.model, member.kind).engine, self._swap)
+            await member.membership.start(self.metrics.series(member.model, member.kind).engine, self._swap)
 
     def _swap(self, before: tuple[Upstream, ...], after: tuple[Upstream, ...]) -> None:
         """Replicas have joined or left: `after` take the places of `before` in the pool that has them."""
@@ -197,11 +202,11 @@ class Gateway:
         if self._shared is not None:
             self._shared.adopt(limiter, settings.limits.on_redis_error, accounts)
         door = Door(guard, entrance, limiter, self._shared)
-        return Relay(settings.server, self._router, self._journal, door)
+        return Relay(settings.server, self.router, self._journal, door)
 
     def _name_series(self) -> None:
         for model, upstream in self.served.upstreams:
-            self._metrics.series(model, upstream.backend.name)
+            self.metrics.series(model, upstream.backend.name)
 
     async def _leave(self, member: Member) -> None:
         """Takes a member that has no place any more out of its model's pool, once another can serve, and ends it when

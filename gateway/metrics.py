@@ -91,6 +91,14 @@ class Metrics:
         if ticket.attempts > 1:
             self.retries[model] = self.retries.get(model, 0) + ticket.attempts - 1
 
+    def decisions(self, model: str) -> dict[str, dict[str, int]]:
+        """How many requests of `model` each backend has got, by the reason."""
+        return {
+            backend: dict(series.reasons)
+            for (name, backend), series in self._series.items()
+            if name == model and backend
+        }
+
     def items(self) -> Iterable[tuple[list[str], Series]]:
         """([model, backend], series) of everything seen so far."""
         return [([*key], series) for key, series in self._series.items()]

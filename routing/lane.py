@@ -20,6 +20,8 @@ from routing.policy import CAPABILITY, FAILOVER, GGUF, INCAPABLE, ONLY, REJECTED
 from routing.prediction import queue_seconds
 from routing.signals import Obstacle, Signals, Stage
 from routing.ticket import Ticket
+from routing.trace import Moment
+from routing.tracefile import TraceFile
 from routing.upstream import Upstream, UpstreamPool
 
 # How long an upstream that refuses a request for now is left alone where it does not say.
@@ -31,8 +33,10 @@ _ALIVE = (Obstacle.NONE, Obstacle.FULL, Obstacle.RESTING)
 class Lane:
     """One model. `workers` share its load. Belongs to the event loop."""
 
-    def __init__(self, pool: UpstreamPool, plan: Plan, workers: int = 1) -> None:
+    def __init__(self, pool: UpstreamPool, plan: Plan, workers: int = 1, trace: TraceFile | None = None) -> None:
+        """With a `trace` every decision is recorded there."""
         self._workers = workers
+        self._trace = trace
         self.stage = Stage(GGUF)
         self.budget = RetryBudget(plan.retry.budget)
         self.admission = Admission(plan.queue, self._take, self.give_back, self._give_up)
@@ -126,6 +130,9 @@ class Lane:
         if not decision.upstreams:
             self._refuse(decision, ask)
             return None
+        if self._trace is not None:
+            labels = [upstream.label for upstream in self.pool.upstreams]
+            self._trace.add(self.plan, Moment(labels, signals, ask, decision))
         upstream = self.pool.upstreams[decision.upstreams[0]]
         upstream.in_flight += 1
         upstream.breaker.begin(signals.now)

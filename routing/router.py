@@ -17,6 +17,7 @@ from routing.lane import Lane
 from routing.policy import ONLY, Plan, plan_for
 from routing.retry import retrying
 from routing.ticket import Ticket
+from routing.tracefile import TraceFile
 from routing.upstream import Upstream
 
 
@@ -56,10 +57,17 @@ class Routed:
 
 class Router:
     """Dispatches over the pools of one catalog, each by its plan in `plans`; models without one have the defaults. This
-    is one of so many `workers`."""
+    is one of so many `workers`; decisions are recorded in `trace`."""
 
-    def __init__(self, catalog: ModelCatalog, plans: Mapping[str, Plan] | None = None, workers: int = 1) -> None:
+    def __init__(
+        self,
+        catalog: ModelCatalog,
+        plans: Mapping[str, Plan] | None = None,
+        workers: int = 1,
+        trace: TraceFile | None = None,
+    ) -> None:
         self._workers = workers
+        self._trace = trace
         self.lanes: dict[str, Lane] = {}
         self.adopt(catalog, plans or {})
 
@@ -71,7 +79,7 @@ class Router:
             plan = plans.get(pool.model) or plan_for(pool.model)
             lane = before.get(pool.model)
             if lane is None:
-                lane = Lane(pool, plan, self._workers)
+                lane = Lane(pool, plan, self._workers, self._trace)
             else:
                 lane.adopt(pool, plan)
             self.lanes[pool.model] = lane

@@ -14,9 +14,12 @@ from gateway.cli.config import config
 from gateway.cli.demo import demo
 from gateway.cli.doctor import doctor
 from gateway.cli.engine import engine
+from gateway.cli.explain import explain
 from gateway.cli.keys import keys
+from gateway.cli.replay import replay
 from gateway.cli.run import run
 from gateway.cli.serve import serve
+from gateway.cli.status import status
 from gateway.cli.tls import tls
 from gateway.cli.version import version
 
@@ -34,7 +37,7 @@ def upshift() -> None:
     """
 
 
-for _command in (serve, run, engine, keys, tls, config, doctor, demo, version):
+for _command in (serve, run, engine, keys, tls, config, doctor, status, explain, replay, demo, version):
     upshift.add_command(_command)
 
 

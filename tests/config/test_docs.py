@@ -22,6 +22,7 @@ from config.routing import (
     RetrySettings,
     RoutingSettings,
     RuleSettings,
+    TraceSettings,
     WhenSettings,
 )
 from config.schema import GgufSettings, ModelSettings, ServerSettings, Settings
@@ -65,5 +66,5 @@ def test_page_has_every_key_with_its_default() -> None:
     keys |= expected("routing.graduate.", GraduateSettings) | expected("routing.rules[].", RuleSettings)
     keys |= expected("routing.rules[].when.", WhenSettings)
     keys |= expected("routing.queue.", QueueSettings) | expected("routing.retry.", RetrySettings)
-    keys |= expected("routing.breaker.", BreakerSettings)
+    keys |= expected("routing.breaker.", BreakerSettings) | expected("routing.trace.", TraceSettings)
     assert dict(rows) == keys

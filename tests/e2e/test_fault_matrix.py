@@ -31,7 +31,7 @@ async def gateway_before(*urls: str, other: str | None = None, **routing: Any) -
         model["gguf"] = {"openai": other}
     edge = {"models": [model], "routing": {"policy": "vllm_first", **routing}}
     async with serving(edge=edge, response_timeout_seconds=1.0, idle_timeout_seconds=1.0) as gateway:
-        await until(lambda: all(upstream.backend.state == "ready" for _, upstream in gateway.readiness.upstreams))
+        await gateway.ready()
         yield gateway
 
 

@@ -71,6 +71,13 @@ class Gateway:
             while self.state.tasks:
                 await asyncio.wait(self.state.tasks)
 
+    async def ready(self) -> None:
+        """Returns when every upstream is."""
+        async with asyncio.timeout(60):
+            # States tell nobody of their changes.
+            while any(u.backend.state != "ready" for _, u in self.readiness.upstreams):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
     def disconnect(self) -> None:
         """Cuts every connection, as a client's end of them would."""
         for connection in list(self.state.connections):

@@ -1,0 +1,131 @@
+"""What operators are told about routing, and by the commands that ask for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gateway.cli import main
+from tests.backends.vllm_shaped import Replica
+from tests.gateway.running import CHAT, Gateway, body, serving
+
+
+def settings(gguf: str, vllm: str, **routing: Any) -> dict[str, Any]:
+    model = {"name": "fake", "gguf": {"openai": gguf}, "vllm": {"urls": [vllm]}}
+    return {"models": [model], "routing": {"graduate": {"to_vllm_at": 4}, **routing}}
+
+
+async def upshift(gateway: Gateway, *arguments: str) -> int:
+    """A command that asks this gateway, as another process would."""
+    return await asyncio.to_thread(main, [*arguments, "--url", f"http://127.0.0.1:{gateway.port}"])
+
+
+async def test_status_tells_each_upstream_and_what_was_decided(capsys: pytest.CaptureFixture[str]) -> None:
+    async with (
+        Replica("fake") as gguf,
+        Replica("fake") as vllm,
+        serving(edge=settings(gguf.address, vllm.address)) as gateway,
+    ):
+        await gateway.ready()
+        await gateway.chat()
+        (told,) = (await gateway.client.get("/admin/status")).json()["models"]
+        assert (told["model"], told["policy"], told["preferred"], told["waiting"]) == (
+            "fake",
+            "graduate",
+            "gguf",
+            0,
+        )
+        assert told["decisions"] == {"gguf": {"quiet": 1}, "vllm": {}}
+        first = told["upstreams"][0]
+        assert (first["name"], first["state"], first["breaker"], first["in_flight"]) == (
+            gguf.address,
+            "ready",
+            "closed",
+            0,
+        )
+        assert first["answer_seconds"] > 0
+        assert await upshift(gateway, "status") == 0
+        shown = capsys.readouterr().out
+        assert "fake: policy graduate, gguf preferred now; 0 waiting, 0 retried" in shown
+        assert gguf.address in shown
+        assert "quiet 1" in shown
+        assert await upshift(gateway, "status", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["models"][0]["model"] == "fake"
+
+
+async def test_explain_says_where_and_why_not_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    rules = [{"when": {"prompt_tokens_over": 6000}, "use": "vllm"}]
+    async with (
+        Replica("fake") as gguf,
+        Replica("fake") as vllm,
+        serving(edge=settings(gguf.address, vllm.address, rules=rules)) as gateway,
+    ):
+        await gateway.ready()
+        told = (await gateway.client.post("/admin/explain", json={"model": "fake"})).json()
+        assert (told["backend"], told["reason"], told["rules"][0]["matches"]) == ("gguf", "quiet", False)
+        assert told["upstreams"][1]["why_not"] == "another one comes first (quiet); it is asked if that one fails"
+        assert await upshift(gateway, "explain", "fake", "--prompt-tokens", "9000") == 0
+        shown = capsys.readouterr().out
+        assert f"goes to {vllm.address} (vllm): rule" in shown
+        assert "rule 1: when prompt_tokens_over 6000, use vllm: matches" in shown
+        assert (gguf.begun, vllm.begun) == (0, 0), "nothing is sent"
+        assert (await gateway.client.get("/admin/status")).json()["models"][0]["decisions"] == {
+            "gguf": {},
+            "vllm": {},
+        }
+
+
+@pytest.mark.parametrize(
+    ("question", "status", "text"),
+    [
+        ({"model": "nobody"}, 404, "does not exist"),
+        ({}, 400, "`model`"),
+        ({"model": "fake", "prompt_tokens": -1}, 400, "`prompt_tokens`"),
+        ({"model": "fake", "colour": "red"}, 400, "`colour`"),
+    ],
+)
+async def test_a_question_that_makes_no_sense_is_told(question: dict[str, Any], status: int, text: str) -> None:
+    async with Replica("fake") as one, serving(edge=settings(one.address, one.address)) as gateway:
+        answer = await gateway.client.post("/admin/explain", json=question)
+        assert answer.status_code == status
+        assert text in answer.json()["error"]["message"]
+        assert await upshift(gateway, "explain", "nobody") == 1
+
+
+def test_a_gateway_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--url", "http://127.0.0.1:1"]) == 1
+    assert "no gateway answers at http://127.0.0.1:1" in capsys.readouterr().err
+
+
+async def test_a_trace_is_replayed_by_the_same_and_by_other_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "trace.jsonl"
+    secret = "the prompt that nobody may see"
+    async with Replica("fake", token_seconds=0.01) as gguf, Replica("fake", token_seconds=0.01) as vllm:
+        same = settings(gguf.address, vllm.address, trace={"file": str(trace)})
+        async with serving(edge=same) as gateway:
+            await gateway.ready()
+            asked = body(messages=[{"role": "user", "content": secret}])
+            for together in (1, 8, 1, 8, 2):
+                answers = await asyncio.gather(*(gateway.client.post(CHAT, json=asked) for _ in range(together)))
+                assert {answer.status_code for answer in answers} == {200}
+    text = trace.read_text()
+    assert len(text.splitlines()) == 20
+    assert secret not in text
+    for name, other in (("same", same), ("other", {**same, "routing": {"policy": "vllm_first"}})):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(other))))
+    assert main(["replay", str(trace), "--config", str(tmp_path / "same.yaml")]) == 0
+    assert capsys.readouterr().out == "fake: 0 of 20 decisions change (0.0 %)\n"
+    assert main(["replay", str(trace), "--config", str(tmp_path / "other.yaml")]) == 0
+    shown = capsys.readouterr().out
+    assert "fake: 20 of 20 decisions change (100.0 %)" in shown
+    assert "gguf (quiet) -> vllm (preferred)" in shown
+    trace.write_text("nonsense\n")
+    assert main(["replay", str(trace), "--config", str(tmp_path / "same.yaml")]) == 1
+    assert "line 1: is no traced decision" in capsys.readouterr().err
