@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from backends.http import HttpClient
 from backends.output import Reader, gguf_sign
-from backends.probe import gguf_ready, vllm_ready
+from backends.probe import gguf_ready, vllm_computes, vllm_ready
 from backends.selection import GGUF, VLLM
 from backends.vllm.signs import vllm_sign
 
@@ -19,7 +19,8 @@ from backends.vllm.signs import vllm_sign
 class Timing:
     """How patient an EngineProcess is. A starting engine that neither answers nor prints for `silence_seconds` is
     killed; loading may take as long as it likes. One that is READY and leaves `hang_looks` looks in a row without an
-    answer, or computes nothing during `stall_looks` of them though it has requests, is killed and started again."""
+    answer, or computes nothing during `stall_looks` of them though it has requests, is killed and started again; so is
+    one that was idle for `idle_looks` and has no token for us within `idle_answer_seconds`."""
 
     grace_seconds: float = 10.0
     probe_interval_seconds: float = 0.05
@@ -28,18 +29,22 @@ class Timing:
     look_timeout_seconds: float = 5.0
     hang_looks: int = 5
     stall_looks: int = 60
+    idle_looks: int = 12
+    idle_answer_seconds: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
     """`ready` asks under the model's names and gives the progress of loading, 1.0 once ready, None without an answer.
-    `requests` and `steps` are the names in /metrics of what it has to do and of what it has done."""
+    `requests` and `steps` are the names in /metrics of what it has to do and of what it has done. `computes` asks for
+    one token within some seconds; None where the numbers alone tell that it hangs."""
 
     timing: Timing
     sign: Reader
     ready: Callable[[HttpClient, Sequence[str]], Awaitable[float | None]]
     requests: tuple[str, ...]
     steps: str
+    computes: Callable[[HttpClient, Sequence[str], float], Awaitable[bool]] | None = None
 
 
 KINDS: dict[str, EngineKind] = {
@@ -58,5 +63,6 @@ KINDS: dict[str, EngineKind] = {
         ready=vllm_ready,
         requests=("vllm:num_requests_running", "vllm:num_requests_waiting"),
         steps="vllm:iteration_tokens_total_count",
+        computes=vllm_computes,
     ),
 }

@@ -68,12 +68,22 @@ async def vllm_ready(client: HttpClient, names: Sequence[str]) -> float | None:
     served = models_answer(*listed, names)
     if served.failure:
         raise Unfit(served.failure)
-    body = json.dumps({"model": names[0], "prompt": "1", "max_tokens": 1}).encode()
-    first = await ask(client, "POST", "/v1/completions", body, seconds=_FIRST_ANSWER_SECONDS)
+    first = await _one_token(client, names, _FIRST_ANSWER_SECONDS)
     if first is None or first[0] != 200:
         said = "nothing" if first is None else f"{first[0]} {first[1][:200].decode(errors='replace')}"
         raise Unfit(f"it was up, but answered its first request with {said}")
     return 1.0
+
+
+async def vllm_computes(client: HttpClient, names: Sequence[str], seconds: float) -> bool:
+    """Whether one token comes within that time. vLLM's numbers come from the process that computes: when that stands
+    still, they go on saying that it has nothing to do."""
+    return await _one_token(client, names, seconds) is not None
+
+
+async def _one_token(client: HttpClient, names: Sequence[str], seconds: float) -> tuple[int, bytes] | None:
+    body = json.dumps({"model": names[0], "prompt": "1", "max_tokens": 1}).encode()
+    return await ask(client, "POST", "/v1/completions", body, seconds=seconds)
 
 
 async def answers(client: HttpClient, seconds: float) -> bool:

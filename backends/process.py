@@ -2,7 +2,7 @@
 a crash, ended.
 
 Neighbours: lifecycle.py (the states and the delays), child.py (one process), kinds.py (how patient to be, what to ask),
-launch.py (argv).
+vigil.py (looks after a READY one), launch.py (argv).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from backends.kinds import KINDS, EngineKind, Timing
 from backends.lifecycle import REFUSED, EngineStatus, Event, Lifecycle
 from backends.output import cause
 from backends.selection import GGUF
+from backends.vigil import keep_vigil
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +217,7 @@ class EngineProcess:
             self._ready_at = self._clock()
             self._enter(Event.BECAME_READY)
             logger.info("engine %s is ready", self.name)
-            await self._while_ready(client)
+            await keep_vigil(client, self._kind, self._served_names, self._timing)
         except probe.Unfit as problem:
             self._verdict = str(problem)
             child.kill()
@@ -231,25 +232,6 @@ class EngineProcess:
             elif self._clock() - self._last_heard > self._timing.silence_seconds:
                 raise probe.Unfit(f"no answer within {self._timing.silence_seconds:g} s")
             await asyncio.sleep(self._timing.probe_interval_seconds)
-
-    async def _while_ready(self, client: HttpClient) -> None:
-        """Raises Unfit for an engine that hangs, seen in looks and not in seconds: a machine that was suspended is not
-        held against it."""
-        silent = stalled = 0
-        patience = self._timing.look_timeout_seconds
-        last: probe.Work | None = None
-        while True:
-            await asyncio.sleep(self._timing.look_interval_seconds)
-            silent = 0 if await probe.answers(client, patience) else silent + 1
-            if silent >= self._timing.hang_looks:
-                raise probe.Unfit(f"hung: {silent} times in a row no answer to /health")
-            work = None if silent else await probe.work(client, self._kind.requests, self._kind.steps, patience)
-            stands = work is not None and last is not None and work.requests > 0 and work.steps == last.steps
-            stalled = stalled + 1 if stands else 0
-            last = work
-            if stalled >= self._timing.stall_looks:
-                seconds = stalled * self._timing.look_interval_seconds
-                raise probe.Unfit(f"hung: nothing computed for {seconds:g} s though it has requests")
 
     def _enter(self, event: Event) -> None:
         self._lifecycle.on(event)

@@ -1,12 +1,12 @@
 """A process that keeps the engine contract and misbehaves on request. Raw sockets and few imports: it starts quickly.
 
     python fake_engine.py SOCKET [loading] [stubborn] [silent] [child] [fail=CODE] [signal=NUMBER] [print=TEXT]
-                                 [metrics=TEXT]
+                                 [deaf] [metrics=TEXT]
 
 GET /metrics answers with the TEXT given, GET /health is 503 with progress 0.42 while `loading`, until POST /loaded.
 POST
 /v1/chat/completions with "stream": true sends one event and then waits until its connection closes; any other request
-answers {"ok": true}.
+but POST /v1/completions to a deaf one answers {"ok": true}.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(socket_path: str, modes: list[str]) -> None:
     listener.listen()
     while True:
         connection, _ = listener.accept()
-        threading.Thread(target=_serve, args=(connection, loaded), daemon=True).start()
+        threading.Thread(target=_serve, args=(connection, loaded, modes), daemon=True).start()
 
 
 def _obey(mode: str, value: str) -> None:
@@ -78,7 +78,7 @@ def _exit_with_parent() -> None:
     os._exit(0)
 
 
-def _serve(connection: socket.socket, loaded: threading.Event) -> None:
+def _serve(connection: socket.socket, loaded: threading.Event, modes: list[str]) -> None:
     stream = connection.makefile("rb")
     while request_line := stream.readline():
         length = 0
@@ -91,6 +91,8 @@ def _serve(connection: socket.socket, loaded: threading.Event) -> None:
             _answer(connection, b"200 OK" if loaded.is_set() else b"503 Loading", READY if loaded.is_set() else LOADING)
         elif request_line.startswith(b"GET /metrics "):
             _answer(connection, b"200 OK", METRICS["text"])
+        elif request_line.startswith(b"POST /v1/completions ") and "deaf" in modes:
+            threading.Event().wait()
         elif b'"stream": true' in body:
             head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
             connection.sendall(head + b"%x\r\n%b\r\n" % (len(EVENT), EVENT))
