@@ -35,7 +35,12 @@ Signature = tuple[tuple[int, int, int], ...]
 
 
 class CertificateRefused(Exception):
-    """The files of `tls` cannot be used. The message names the setting, the file and the reason."""
+    """A file of `tls` cannot be used. The message names the setting, the file and the reason."""
+
+    def __init__(self, setting: str, path: str, reason: str) -> None:
+        super().__init__(f"tls.{setting}: {path}: {reason}")
+        self.setting = setting
+        self.detail = f"{path}: {reason}"
 
 
 class Certificates(Collector):
@@ -96,12 +101,12 @@ def server_tls(settings: TlsSettings) -> ssl.SSLContext:
     try:
         context.load_cert_chain(settings.certificate, settings.key, password=_no_passphrase)
     except (OSError, ValueError) as error:
-        raise CertificateRefused(_why(settings, error)) from error
+        raise _refused(settings, error) from error
     if settings.client_ca is not None:
         try:
             context.load_verify_locations(settings.client_ca)
         except OSError as error:
-            raise CertificateRefused(f"tls.client_ca: {settings.client_ca}: {_words(error)}") from error
+            raise CertificateRefused("client_ca", settings.client_ca, _words(error)) from error
         # A resumed session is not asked again, and an authority may have been taken off the list since.
         context.options |= ssl.OP_NO_TICKET
         context.num_tickets = 0
@@ -116,7 +121,7 @@ def expiry(settings: TlsSettings) -> float:
         begin, end = text.index("-----BEGIN CERTIFICATE-----"), text.index("-----END CERTIFICATE-----")
         return not_after(ssl.PEM_cert_to_DER_cert(text[begin : end + 25]))
     except (OSError, ValueError, IndexError) as error:
-        raise CertificateRefused(f"tls.certificate: {settings.certificate}: {error}") from error
+        raise CertificateRefused("certificate", settings.certificate, str(error)) from error
 
 
 def not_after(der: bytes) -> float:
@@ -177,19 +182,22 @@ def _no_passphrase() -> str:
     raise ValueError("it is protected by a passphrase; the gateway needs one without")
 
 
-def _why(settings: TlsSettings, error: OSError | ValueError) -> str:
+def _refused(settings: TlsSettings, error: OSError | ValueError) -> CertificateRefused:
     """Which of the two files it is, as far as one can tell: OpenSSL does not say."""
     for name, path in (("certificate", settings.certificate), ("key", settings.key)):
         try:
             text = Path(path).read_text(encoding="latin-1")
         except OSError as problem:
-            return f"tls.{name}: {path}: {_words(problem)}"
+            return CertificateRefused(name, path, _words(problem))
         if "-----BEGIN" not in text:
-            return f"tls.{name}: {path}: it is not a PEM file"
+            return CertificateRefused(name, path, "it is not a PEM file")
     if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
-        return f"tls.key: {settings.key}: it is not the key of the certificate in {settings.certificate}"
-    place = "key" if isinstance(error, ValueError) and not isinstance(error, OSError) else "certificate"
-    return f"tls.{place}: {getattr(settings, place)}: {_words(error)}"
+        return CertificateRefused(
+            "key", settings.key, f"it is not the key of the certificate in {settings.certificate}"
+        )
+    if isinstance(error, OSError):
+        return CertificateRefused("certificate", settings.certificate, _words(error))
+    return CertificateRefused("key", settings.key, _words(error))
 
 
 def _words(error: OSError | ValueError) -> str:

@@ -18,6 +18,7 @@ from config.schema import Settings
 from config.tree import Profile
 from gateway.auth import check_exposure, check_keys
 from gateway.cli import models
+from gateway.tls import CertificateRefused, server_tls
 
 
 def usable(file: Path | None, overrides: Sequence[Override] = (), machine: Callable[[], Hardware] = detect) -> Loaded:
@@ -57,3 +58,8 @@ def _problems(settings: Settings) -> Iterator[Problem]:
     exposed = check_exposure(settings)
     if exposed is not None:
         yield Problem(("auth",), exposed)
+    if settings.tls is not None:
+        try:
+            server_tls(settings.tls)
+        except CertificateRefused as error:
+            yield Problem(("tls", error.setting), error.detail)

@@ -10,15 +10,19 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 import gateway.server
 from backends.base import BackendState
+from config.edge import TlsSettings
 from config.schema import GgufSettings, ModelSettings, ServerSettings, Settings
 from gateway.app import create_app
 from gateway.bind import ListenError, bind, bind_each
 from gateway.server import GatewayServer, banner
+from gateway.tls import Certificates
+from tests.backends.certificates import trusting, write_files
 from tests.engine import wait_for
 from tests.fakes import FakeBackend, chat_events
 from tests.gateway.running import body, request
@@ -105,14 +109,14 @@ def test_banner_says_where_what_and_how() -> None:
 
 @contextlib.asynccontextmanager
 async def running(
-    backend: FakeBackend, drain_seconds: float
+    backend: FakeBackend, drain_seconds: float, tls: TlsSettings | None = None
 ) -> AsyncIterator[tuple[GatewayServer, int, asyncio.Task[None]]]:
     model = ModelSettings(name="fake", gguf=GgufSettings(source="demo"))
     settings = Settings(server=ServerSettings(port=0, drain_seconds=drain_seconds), models=(model,))
     app = create_app(settings, make_backends=lambda _: [backend])
     sockets = bind("127.0.0.1", 0)
     listening = asyncio.Event()
-    server = GatewayServer(settings, app, listening.set)
+    server = GatewayServer(settings, app, listening.set, None if tls is None else Certificates(tls))
     task = asyncio.create_task(server.serve(sockets=sockets))
     async with asyncio.timeout(20):
         await listening.wait()
@@ -186,3 +190,22 @@ async def test_second_signal_ends_the_drain() -> None:
         await task
         writer.close()
     assert server.force_exit
+
+
+async def test_drain_over_tls_ends_handshakes_and_finishes_answers(tmp_path: Path) -> None:
+    _, certificate, key = write_files(tmp_path)
+    more = asyncio.Event()
+    backend = FakeBackend(script=[EVENTS[0], more, *EVENTS[1:]])
+    tls = TlsSettings(certificate=str(certificate), key=str(key))
+    async with running(backend, 10, tls) as (_, port, _):
+        stalled, stalled_writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting(), server_hostname="localhost")
+        writer.write(request(json.dumps(body(stream=True)).encode()))
+        await reader.readuntil(b"data: ")
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await stalled.read() == b""
+        more.set()
+        assert (await reader.read()).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        for each in (writer, stalled_writer):
+            each.close()
+    assert backend.finished == 1

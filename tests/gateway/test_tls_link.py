@@ -71,7 +71,8 @@ async def test_calls_and_control_plane_are_served_over_tls(tmp_path: Path) -> No
         assert (await gateway.chat()).json()["choices"][0]["message"]["content"] == "Hello"
         assert b"[DONE]" in (await gateway.chat(stream=True)).content
         assert (await gateway.client.get("/v1/models")).status_code == 200
-        assert (await gateway.client.get("/nothing")).status_code == 404
+        missing = await gateway.client.get("/nothing")
+        assert (missing.status_code, missing.headers["strict-transport-security"]) == (404, "max-age=31536000")
         assert gateway.state.connections, "connections are kept"
 
 
@@ -288,3 +289,24 @@ async def test_certificate_stands_for_a_key(tmp_path: Path) -> None:
 )
 def test_names_of_a_certificate_say_what_kind_they_are(certificate: Any, names: bytes) -> None:
     assert names_in(certificate) == names
+
+
+async def test_client_that_does_not_read_holds_back_the_engine(tmp_path: Path) -> None:
+    events = chat_events(*["x" * 100_000] * 200)
+    backend = FakeBackend(script=events)
+    async with serving(backend, edge=edge(tmp_path)) as gateway:
+        reader, writer = await connect(gateway)
+        transport: Any = writer.transport
+        transport.pause_reading()
+        writer.write(request(json.dumps(body(stream=True)).encode()))
+        await backend.called.wait()
+        connection: Any = next(iter(gateway.state.connections))
+        await asyncio.to_thread(wait_for, lambda: connection.flow.write_paused)
+        assert connection.transport.get_write_buffer_size() < 1_000_000
+        assert backend.finished == 0
+        transport.resume_reading()
+        answer = bytearray()
+        while not answer.endswith(b"\r\n0\r\n\r\n"):
+            answer += await reader.read(1 << 20)
+        assert len(answer) > 20_000_000
+        writer.close()

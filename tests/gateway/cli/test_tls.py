@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from gateway.cli import upshift
+from gateway.cli import main, upshift
 from gateway.devcert import LEAF_DAYS
 
 
@@ -91,3 +91,14 @@ def test_missing_openssl_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     result = CliRunner().invoke(upshift, ["tls", "dev-cert", "--folder", str(tmp_path)])
     assert result.exit_code == 1
     assert "apt install openssl" in result.output
+
+
+def test_config_check_looks_at_the_certificate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path / "tls")
+    file = tmp_path / "upshift.yaml"
+    file.write_text("tls: {certificate: tls/server.pem, key: tls/server.key}\n")
+    assert main(["config", "check", str(file)]) == 0
+    file.write_text("tls: {certificate: tls/server.pem, key: tls/ca.key}\n")
+    assert main(["config", "check", str(file)]) == 1
+    assert "tls.key: " in (told := capsys.readouterr().err)
+    assert "it is not the key of the certificate in" in told
