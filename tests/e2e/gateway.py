@@ -32,10 +32,12 @@ class GatewayUnderTest:
         return self.http.get("/readyz").status_code == 200
 
     def in_flight(self) -> float:
-        text = self.http.get("/metrics").text
-        return sum(
-            float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith("upshift_in_flight{")
-        )
+        return self.metric("upshift_in_flight")
+
+    def metric(self, name: str) -> float:
+        """The sum of a family's samples."""
+        lines = self.http.get("/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((name + "{", name + " ")))
 
     def engine_pid(self) -> int | None:
         """Process id of the engine this gateway launched and keeps."""

@@ -54,11 +54,11 @@ async def test_a_client_that_leaves_while_waiting_is_forgotten(own_gateway: Gate
         base_url=own_gateway.url, timeout=60, limits=httpx.Limits(max_connections=None)
     ) as client:
         requests = [asyncio.create_task(client.post("/v1/chat/completions", json=LONG)) for _ in range(17)]
-        await asyncio.to_thread(wait_for, lambda: own_gateway.engine_metric("waiting") == 1)
+        await asyncio.to_thread(wait_for, lambda: own_gateway.metric("upshift_queue_depth") == 1)
         for request in requests:
             request.cancel()
         await asyncio.gather(*requests, return_exceptions=True)
-    assert wait_for(lambda: own_gateway.engine_metric("running") + own_gateway.engine_metric("waiting") == 0) < 1
+    assert wait_for(lambda: own_gateway.engine_metric("running") + own_gateway.metric("upshift_queue_depth") == 0) < 1
     assert own_gateway.engine_metric("prompt_tokens_total") <= 16 * 30
 
 

@@ -77,7 +77,7 @@ class Trial:
         return sum(
             float(line.rpartition(" ")[2])
             for gateway in self.gateways
-            for line in gateway.http.get("/metrics").text.splitlines()
+            for line in gateway.http.get("/metrics", headers={"x-api-key": KEY}).text.splitlines()
             if line.startswith("upshift_limits_without_redis_total")
         )
 

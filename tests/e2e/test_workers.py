@@ -73,9 +73,9 @@ def ask(gateway: GatewayUnderTest, **fields: Any) -> httpx.Response:
     return gateway.http.post(CHAT, json={**QUESTION, **fields}, headers=ONCE)
 
 
-def counted(gateway: GatewayUnderTest, name: str, label: str = "") -> float:
+def counted(gateway: GatewayUnderTest, name: str, label: str = "", headers: dict[str, str] = ONCE) -> float:
     """The sum of a metric's samples, as a worker that the kernel chooses shows it."""
-    lines = gateway.http.get("/metrics", headers=ONCE).text.splitlines()
+    lines = gateway.http.get("/metrics", headers=headers).text.splitlines()
     samples = [line for line in lines if line.startswith((name + "{", name + " ")) and label in line]
     return sum(float(sample.rpartition(" ")[2]) for sample in samples)
 
@@ -219,7 +219,7 @@ def test_limits_are_exact_over_all_workers(tmp_path: Path, tiny_model: Path) -> 
         assert len({worker_of(answer) for answer in admitted}) == 2
         left = sorted(int(answer.headers["x-ratelimit-remaining-requests"]) for answer in admitted)
         assert (left[0], left[-1]) == (0, 39)
-        assert counted(gateway, "upshift_rate_limited_total", 'limit="requests"') == 80 - len(admitted)
+        assert counted(gateway, "upshift_rate_limited_total", 'limit="requests"', headers) == 80 - len(admitted)
 
 
 def test_revoked_key_is_refused_by_every_worker_within_a_second(tmp_path: Path, tiny_model: Path) -> None:
