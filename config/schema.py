@@ -134,6 +134,9 @@ class ServerSettings(Tree):
     max_body_bytes: Annotated[int, Field(strict=True, ge=1024, le=1 << 30)] = 10 * 1024 * 1024
     """Largest request body."""
 
+    remote_media: Annotated[bool, Field(strict=True)] = False
+    """Whether images, audio and video may be named by URL, which the engine then fetches from where it runs."""
+
     body_timeout_seconds: Annotated[float, Field(strict=True, gt=0, le=3600)] = 30.0
     """Longest time a request body may take to arrive."""
 

@@ -14,6 +14,7 @@ from typing import Any
 from backends.base import InferenceRequest, Operation
 from gateway import caps
 from gateway.errors import BodyTooLarge, InvalidBody, UnsupportedMedia
+from gateway.media import check_media
 
 # A prompt of any length has few brackets; ten megabytes of them cost seconds and half a gigabyte to decode.
 MAX_BRACKETS = 200_000
@@ -72,9 +73,11 @@ def too_large(max_body_bytes: int) -> BodyTooLarge:
     return BodyTooLarge(f"The request body is larger than {max_body_bytes} bytes (server.max_body_bytes).")
 
 
-def decode(body: bytes, operation: Operation, request_id: str) -> InferenceRequest:
-    """The request that `body` asks for. Raises InvalidBody naming the field; never anything else."""
-    envelope = _envelope(_parse(body))
+def decode(body: bytes, operation: Operation, request_id: str, *, remote_media: bool = False) -> InferenceRequest:
+    """The request that `body` asks for, with media from elsewhere only where `remote_media` says so. Raises InvalidBody
+    naming the field; never anything else."""
+    document = _parse(body)
+    envelope = _envelope(document)
     model = envelope.get("model")
     if not isinstance(model, str) or not model:
         what = "should be a non-empty string" if "model" in envelope else "is missing"
@@ -86,6 +89,8 @@ def decode(body: bytes, operation: Operation, request_id: str) -> InferenceReque
     include_usage = options is not None and _include_usage(options, bool(stream))
     cap, choices = _asked_for(envelope)
     caps.check(envelope, len(body))
+    if not remote_media:
+        check_media(body, document)
     features = _NO_FEATURES if envelope.keys().isdisjoint(_FEATURES) else _features(envelope)
     return InferenceRequest(
         operation, model, body, bool(stream), request_id, include_usage, cap, choices, features=features

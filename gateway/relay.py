@@ -142,7 +142,8 @@ class _Exchange:
             raise intake.too_large(limit)
         record = self.record
         record.bytes_in = len(body)
-        request = intake.decode(body, record.operation, record.request_id)
+        media = self._settings.remote_media
+        request = intake.decode(body, record.operation, record.request_id, remote_media=media)
         traceparent = headers.get(b"traceparent")
         if traceparent is None and self._journal.tracer is None:
             return request
