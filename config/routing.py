@@ -121,7 +121,8 @@ class RetrySettings(Tree):
     """Times that a backend is asked for one request, the first one included."""
 
     budget: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.2
-    """Further attempts of a model, as a share of its requests; ten are always kept for a bad moment."""
+    """Further attempts of a model, as a share of its requests, besides the first ten. Unspent ones are kept, up to
+    500."""
 
 
 class BreakerSettings(Tree):

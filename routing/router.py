@@ -11,7 +11,6 @@ from time import perf_counter
 
 from backends.base import BackendResponse, InferenceRequest
 from backends.errors import BackendError
-from routing.budget import RESERVE
 from routing.catalog import ModelCatalog
 from routing.lane import Lane
 from routing.policy import ONLY, Plan, plan_for
@@ -94,8 +93,7 @@ class Router:
         RoutingError or the last upstream's BackendError; after an error or a cancellation nothing is left in flight."""
         ticket = ticket or Ticket()
         lane = self.lanes[self.catalog.resolve(request.model).model]
-        if lane.budget.balance < RESERVE:
-            lane.budget.earn()
+        lane.budget.earn()
         try:
             return await _attempt(lane, request, ticket)
         except BackendError as error:

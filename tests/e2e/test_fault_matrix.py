@@ -304,3 +304,49 @@ async def test_under_a_burst_of_errors_retries_stay_within_the_budget(status: st
         assert set(statuses) <= {200, 502, 503}
         assert statuses[200] >= requests // 2
         await assert_nothing_is_left(gateway)
+
+
+async def test_a_vllm_that_is_killed_under_streams_and_short_calls_costs_what_had_begun_and_nothing_else() -> None:
+    """64 streams on vLLM, and 16 callers that never pause."""
+    async with (
+        Replica("m", token_seconds=0.05) as vllm,
+        Replica("m") as well,
+        gateway_before(vllm.address, other=well.address, breaker={"slow_start_seconds": 0}) as gateway,
+    ):
+        ends: Counter[str] = Counter()
+        statuses: Counter[int] = Counter()
+        seen: Counter[str] = Counter()
+        begun = 0
+        over = asyncio.Event()
+
+        async def read_a_stream() -> None:
+            nonlocal begun
+            asked = question(stream=True, max_tokens=400)
+            async with gateway.client.stream("POST", CHAT, json=asked, timeout=60) as response:
+                assert response.headers["x-upshift-backend"] == "vllm"
+                begun += 1
+                last = [line async for line in response.aiter_lines() if line][-1].removeprefix("data: ")
+                ends["done" if last == "[DONE]" else json.loads(last)["error"]["code"]] += 1
+
+        async def keep_asking() -> None:
+            while not over.is_set():
+                answer = await ask(gateway)
+                statuses[answer.status_code] += 1
+                seen[answer.headers.get("x-upshift-backend", "")] += 1
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(64):
+                group.create_task(read_a_stream())
+            await until(lambda: begun == 64)
+            for _ in range(16):
+                group.create_task(keep_asking())
+            await until(lambda: seen["vllm"] >= 16)
+            await vllm.die()
+            await until(lambda: seen["gguf"] >= 64)
+            await vllm.start()
+            taken_back = seen["vllm"] + 16
+            await until(lambda: seen["vllm"] >= taken_back)
+            over.set()
+        assert ends == {"backend_error": 64}, "none of them may look whole"
+        assert set(statuses) == {200}, "whatever had not begun is answered by the other one"
+        await assert_nothing_is_left(gateway)

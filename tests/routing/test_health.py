@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from backends.base import BackendState
 from config.routing import BreakerSettings
+from routing import budget as budgets
 from routing.adaptive import START, AdaptiveLimit
-from routing.budget import RESERVE, RetryBudget
+from routing.budget import RetryBudget
 from routing.health import Breaker, BreakerState
 from routing.signals import Obstacle
 from routing.upstream import Upstream
@@ -116,7 +117,17 @@ def test_retries_stay_within_their_share(requests: list[bool], share: float) -> 
         budget.earn()
         while wants_more and budget.spend():
             pass
-    assert budget.spent <= RESERVE + share * len(requests) + 1e-6
+    assert budget.spent <= budgets.START + share * len(requests) + 1e-6
+
+
+def test_what_was_saved_is_bounded() -> None:
+    budget = RetryBudget(1.0)
+    for _ in range(10_000):
+        budget.earn()
+    spent = 0
+    while budget.spend():
+        spent += 1
+    assert spent == budgets.MOST
 
 
 def test_the_adaptive_limit_finds_what_an_engine_can_do() -> None:
