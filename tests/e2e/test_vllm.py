@@ -96,6 +96,8 @@ async def _ask_until(done: asyncio.Event, client: httpx.AsyncClient, *, stream: 
 async def test_any_process_of_it_may_be_killed_under_load(vllm: VllmUnderTest, victim: str) -> None:
     await asyncio.to_thread(vllm.wait_ready)
     before = vllm.processes()
+    if victim not in before:
+        pytest.skip("on one GPU the engine is its own worker")
     done = asyncio.Event()
     async with httpx.AsyncClient(base_url=vllm.gateway.url, timeout=300) as client, asyncio.TaskGroup() as group:
         asking = [group.create_task(_ask_until(done, client, stream=number % 2 == 0)) for number in range(6)]

