@@ -19,7 +19,7 @@ from gateway.errors import UnknownPath
 from gateway.gateway import Gateway
 from gateway.listener import connection_class
 from gateway.middleware import HostGuard
-from gateway.operators import check_on_theirs, is_for_operators
+from gateway.operators import check_on_theirs, is_for_operators, may_know_on_theirs
 
 MAX_CONNECTIONS = 256
 # How long a scrape may go on when everything else has ended.
@@ -35,6 +35,10 @@ class AdminPlane(Front):
         super().__init__(control_plane)
         self._gateway = gateway
         self._guard = HostGuard(admin.host, gateway.settings.server.allowed_hosts)
+
+    def may_know(self, scope: Scope) -> bool:
+        """Whoever may see the figures."""
+        return may_know_on_theirs(self._gateway.settings, self._gateway.entrance, scope)
 
     def check(self, scope: Scope) -> None:
         """Raises what speaks against this request: UnknownPath for everything that is for clients."""

@@ -17,7 +17,8 @@ from backends.base import Operation
 from gateway.call import Call
 from gateway.errors import GatewayError, MethodRefused, answer
 from gateway.gateway import Gateway
-from gateway.operators import check_on_main, is_for_operators
+from gateway.health import TELLING
+from gateway.operators import check_on_main, is_for_operators, may_know_on_main
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -57,6 +58,10 @@ class Front:
         """Raises the GatewayError that speaks against a request."""
         raise NotImplementedError
 
+    def may_know(self, scope: Scope) -> bool:
+        """Whether whoever asks for health may know of the models."""
+        raise NotImplementedError
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3 entry: `http` and `lifespan` scopes."""
         if scope["type"] != "http":
@@ -68,7 +73,9 @@ class Front:
         except GatewayError as error:
             await _refuse(error, request_id, send)
             return
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        state["may_know"] = scope["path"] in TELLING and self.may_know(scope)
         await self.control_plane(scope, receive, _with_headers(send, request_id, scope["scheme"]))
 
 
@@ -91,6 +98,10 @@ class DataPlane(Front):
             raise MethodRefused("Use POST here.", allow="POST")
         if is_for_operators(scope["path"]):
             check_on_main(self.gateway.settings, self.gateway.entrance, scope)
+
+    def may_know(self, scope: Scope) -> bool:
+        """Where clients need a key, only with one."""
+        return may_know_on_main(self.gateway.settings, self.gateway.entrance, scope)
 
 
 async def _refuse(error: GatewayError, request_id: str, send: Send) -> None:

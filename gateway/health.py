@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from backends.base import BackendState
@@ -20,6 +20,8 @@ from routing.upstream import Upstream
 
 logger = logging.getLogger("upshift")
 
+# The paths that tell more to some than to others.
+TELLING = frozenset(("/readyz", "/health"))
 _METHODS = ["GET", "HEAD"]
 
 
@@ -70,7 +72,10 @@ def _describe(model: str, upstream: Upstream) -> dict[str, Any]:
 
 
 def routes(readiness: Readiness, about: Callable[[], Mapping[str, str]]) -> APIRouter:
-    """/livez (200 while the event loop turns), /readyz and /health (503 until ready), /version (`about`)."""
+    """/livez (200 while the event loop turns), /readyz and /health (503 until ready), /version (`about`).
+
+    Of models and failures they tell those of whom the front says that they `may_know` (in the request's state).
+    """
     router = APIRouter()
 
     @router.api_route("/livez", methods=_METHODS)
@@ -78,12 +83,16 @@ def routes(readiness: Readiness, about: Callable[[], Mapping[str, str]]) -> APIR
         return JSONResponse({"status": "ok"})
 
     @router.api_route("/readyz", methods=_METHODS)
-    async def readyz() -> JSONResponse:
-        return JSONResponse(readiness.describe(), 200 if readiness.ready else 503)
+    async def readyz(request: Request) -> JSONResponse:
+        report = readiness.describe()
+        shown = report if request.scope["state"]["may_know"] else {"status": report["status"]}
+        return JSONResponse(shown, 200 if readiness.ready else 503)
 
     @router.api_route("/health", methods=_METHODS)
-    async def health() -> JSONResponse:
-        summary = {"status": readiness.describe()["status"], "waiting_for": readiness.waiting_for}
+    async def health(request: Request) -> JSONResponse:
+        summary: dict[str, Any] = {"status": readiness.describe()["status"]}
+        if request.scope["state"]["may_know"]:
+            summary["waiting_for"] = readiness.waiting_for
         return JSONResponse(summary, 200 if readiness.ready else 503)
 
     @router.api_route("/version", methods=_METHODS)

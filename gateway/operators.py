@@ -11,7 +11,7 @@ from typing import Any
 from config.auth import AuthSettings
 from config.schema import Settings
 from gateway.entrance import Entrance
-from gateway.errors import UnknownPath
+from gateway.errors import GatewayError, UnknownPath
 from gateway.middleware import is_loopback
 
 Scope = Mapping[str, Any]
@@ -29,14 +29,39 @@ def check_on_main(settings: Settings, entrance: Entrance, scope: Scope) -> None:
     if settings.admin is not None:
         raise UnknownPath("There is nothing at this path; the API starts at /v1.")
     if isinstance(settings.auth, AuthSettings):
-        entrance.principal(scope["headers"], peer_of(scope), "operators")
+        _check_key(entrance, scope)
 
 
 def check_on_theirs(settings: Settings, entrance: Entrance, scope: Scope) -> None:
     """The same on the listener of `admin`: whoever reaches it on loopback is welcome. Raises InvalidKey."""
     beyond = settings.admin is not None and not is_loopback(settings.admin.host)
     if beyond and isinstance(settings.auth, AuthSettings):
-        entrance.principal(scope["headers"], peer_of(scope), "operators")
+        _check_key(entrance, scope)
+
+
+def may_know_on_main(settings: Settings, entrance: Entrance, scope: Scope) -> bool:
+    """Whether whoever asks the clients' listener for health may know of models and their failures. Where clients need a
+    key, the others learn whether it is well and no more."""
+    if not isinstance(settings.auth, AuthSettings):
+        return True
+    try:
+        _check_key(entrance, scope)
+    except GatewayError:
+        return False
+    return True
+
+
+def may_know_on_theirs(settings: Settings, entrance: Entrance, scope: Scope) -> bool:
+    """The same on the listener of `admin`."""
+    try:
+        check_on_theirs(settings, entrance, scope)
+    except GatewayError:
+        return False
+    return True
+
+
+def _check_key(entrance: Entrance, scope: Scope) -> None:
+    entrance.principal(scope["headers"], peer_of(scope), "operators")
 
 
 def peer_of(scope: Scope) -> str:

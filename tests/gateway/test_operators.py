@@ -126,3 +126,17 @@ async def test_their_listener_tells_of_the_drain_until_it_is_over() -> None:
         await task
         with pytest.raises(httpx.ConnectError):
             await operators.get("/livez")
+
+
+async def test_health_tells_strangers_how_it_is_and_no_more(tmp_path: Path) -> None:
+    async with serving(FakeBackend(), edge=keys(tmp_path)) as gateway:
+        for path, more in (("/readyz", "models"), ("/health", "waiting_for")):
+            assert (await gateway.client.get(path)).json() == {"status": "ready"}
+            wrong = await gateway.client.get(path, headers={"x-api-key": "nobody"})
+            assert (wrong.status_code, wrong.json()) == (200, {"status": "ready"})
+            assert more in (await gateway.client.get(path, headers={"x-api-key": KEY})).json()
+    async with both(FakeBackend(), "0.0.0.0", **keys(tmp_path)) as (_, operators, _):
+        assert (await operators.get("/readyz")).json() == {"status": "ready"}
+        assert "models" in (await operators.get("/readyz", headers={"x-api-key": KEY})).json()
+    async with both(FakeBackend(), **keys(tmp_path)) as (_, operators, _):
+        assert "models" in (await operators.get("/readyz")).json()
