@@ -47,9 +47,9 @@ class LookupFailed(Exception):
 
 
 class Discovery:
-    """Knows the replicas of one name from start to stop. `name` is their kind of engine; `backend` makes what calls
-    one. `targets` are those of the last answer: no answer, or one with nobody in it, changes nothing, for whether a
-    replica lives is seen by looking at it and not at DNS.
+    """Knows the replicas of one name from start to stop. `name` is their kind of engine, `place` what is looked up, for
+    logs; `backend` makes what calls one. `targets` are those of the last answer: no answer, or one with nobody in it,
+    changes nothing, for whether a replica lives is seen by looking at it and not at DNS.
 
     As a backend it stands in a pool as long as nobody is known, STARTING or FAILED, and answers nothing.
     """
@@ -57,11 +57,13 @@ class Discovery:
     def __init__(
         self,
         name: str,
+        place: str,
         look_up: Callable[[], Awaitable[Answer]],
         backend: Callable[[Target], Backend],
         least_seconds: float = LEAST_SECONDS,
     ) -> None:
         self.name = name
+        self.place = place
         self.state = BackendState.STOPPED
         self.failure = ""
         self.targets: tuple[Target, ...] = ()
@@ -80,7 +82,7 @@ class Discovery:
         """Begins to look up; returns at once. Idempotent."""
         if self._task is None:
             self.state = BackendState.STARTING
-            self._task = asyncio.create_task(self._follow(), name=f"discovery of {self.name}")
+            self._task = asyncio.create_task(self._follow(), name=f"discovery of {self.place}")
 
     async def stop(self) -> None:
         """Idempotent. What `backend` made is for whoever had it made."""
@@ -114,11 +116,11 @@ class Discovery:
     def _take(self, found: frozenset[Target]) -> None:
         targets = tuple(sorted(found)[:MAX_TARGETS])
         if self.failure and self.targets:
-            logger.info("replicas of %s are found in DNS again", self.name)
+            logger.info("replicas at %s are found again", self.place)
         self.failure = ""
         if targets != self.targets:
             if len(found) > MAX_TARGETS:
-                logger.warning("DNS names %d replicas of %s, %d are used", len(found), self.name, MAX_TARGETS)
+                logger.warning("there are %d replicas at %s, %d are used", len(found), self.place, MAX_TARGETS)
             self.targets = targets
             self._changed.set()
             self._changed = asyncio.Event()
@@ -126,7 +128,7 @@ class Discovery:
     def _fail(self, why: str) -> None:
         if why != self.failure:
             kept = f"; the {len(self.targets)} known ones stay" if self.targets else ""
-            logger.warning("replicas of %s are not found: %s%s", self.name, why, kept)
+            logger.warning("replicas at %s are not found: %s%s", self.place, why, kept)
         self.failure = why
         self.state = BackendState.FAILED
 

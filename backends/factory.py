@@ -72,7 +72,7 @@ def discovery(name: str, model: ModelSettings, remote: RemoteSettings) -> Discov
     def backend(target: Target) -> RemoteBackend:
         return openai_endpoint(VLLM, access.at(*target), model)
 
-    return Discovery(VLLM, DnsLookup(dns_name(name), "https" if remote.tls else "http"), backend)
+    return Discovery(VLLM, name, DnsLookup(dns_name(name), "https" if remote.tls else "http"), backend)
 
 
 def ollama_endpoint(address: str, model: ModelSettings, gguf: GgufSettings) -> RemoteBackend:

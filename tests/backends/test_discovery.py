@@ -94,7 +94,7 @@ class Script:
 
 @asynccontextmanager
 async def discovering(script: Script) -> AsyncIterator[Discovery]:
-    discovery = Discovery("vllm", script, lambda _: FakeBackend("vllm"), least_seconds=0.001)
+    discovery = Discovery("vllm", "dns://vllm:1", script, lambda _: FakeBackend("vllm"), least_seconds=0.001)
     await discovery.start()
     await discovery.start()
     try:
@@ -139,7 +139,9 @@ async def test_failure_is_shown_and_said_once(
         assert (discovery.state, discovery.failure) == (BackendState.FAILED, "vllm does not exist")
         with pytest.raises(BackendUnavailable, match="No replica is known: vllm does not exist"):
             await discovery.send(REQUEST)
-    assert [record.getMessage() for record in caplog.records] == ["replicas of vllm are not found: vllm does not exist"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "replicas at dns://vllm:1 are not found: vllm does not exist"
+    ]
 
 
 async def test_silence_and_emptiness_take_nobody_away(
@@ -152,9 +154,9 @@ async def test_silence_and_emptiness_take_nobody_away(
         await until(lambda: script.asked > 5)
         assert discovery.targets == (Target("http://a:1"),)
     assert [record.getMessage() for record in caplog.records] == [
-        "replicas of vllm are not found: the DNS server does not answer; the 1 known ones stay",
-        "replicas of vllm are not found: DNS names no replica; the 1 known ones stay",
-        "replicas of vllm are found in DNS again",
+        "replicas at dns://vllm:1 are not found: the DNS server does not answer; the 1 known ones stay",
+        "replicas at dns://vllm:1 are not found: DNS names no replica; the 1 known ones stay",
+        "replicas at dns://vllm:1 are found again",
     ]
 
 
@@ -162,7 +164,7 @@ async def test_more_replicas_than_anybody_has_are_cut(caplog: pytest.LogCaptureF
     async with discovering(Script({f"http://a:{port}" for port in range(1, 301)})) as discovery:
         await until(lambda: bool(discovery.targets))
         assert len(discovery.targets) == MAX_TARGETS
-    assert "DNS names 300 replicas of vllm, 256 are used" in caplog.text
+    assert "there are 300 replicas at dns://vllm:1, 256 are used" in caplog.text
 
 
 async def test_factory_makes_replicas_with_the_models_access() -> None:

@@ -68,7 +68,8 @@ def backends(model: ModelSettings) -> Sequence[Backend]:
         dialect = Dialect(partial(OpenAIBackend, "vllm"), look)
         return RemoteBackend("vllm", Access(target.address), dialect, RHYTHM)
 
-    return [Discovery("vllm", DnsLookup(dns_name(model.vllm.discover), "http"), replica, least_seconds=0.05)]
+    look_up = DnsLookup(dns_name(model.vllm.discover), "http")
+    return [Discovery("vllm", model.vllm.discover, look_up, replica, least_seconds=0.05)]
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ class Fleet:
         self.names: set[str] = set()
         self.made: dict[str, list[Metered]] = {}
         self.pool: Upstreams = ()
-        self.discovery = Discovery("vllm", self._look_up, self._make, least_seconds=0.001)
+        self.discovery = Discovery("vllm", "dns://x:1", self._look_up, self._make, least_seconds=0.001)
         self.membership = Membership("m", [self.discovery], Upstream)
 
     async def _look_up(self) -> Answer:
