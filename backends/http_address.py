@@ -6,6 +6,7 @@ Neighbours: http.py (the client of one address), http_tls.py (TLS), http_connect
 from __future__ import annotations
 
 import asyncio
+import os
 import socket as socket_module
 import ssl
 from collections.abc import Callable
@@ -96,4 +97,6 @@ def reason(error: OSError) -> str:
     if isinstance(error, ssl.SSLError):
         words = (error.reason or str(error)).replace("_", " ").lower()
         return f"the TLS handshake failed: {words}"
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)  # asyncio's own words repeat the address
     return error.strerror or str(error) or type(error).__name__

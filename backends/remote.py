@@ -130,13 +130,15 @@ class RemoteBackend:
             self._client.abandon(f"{self.address} hangs: {health.failure}, {self._slow_looks} times.")
         if self.state is BackendState.READY and 0 < self._slow_looks < SLOW_LOOKS_TO_FAIL:
             return
-        if (health.state, health.failure) == (self.state, self.failure):
+        # Whoever may look at /readyz need not know our addresses.
+        failure = health.failure.replace(self.address, "it")
+        if (health.state, failure) == (self.state, self.failure):
             return
         if health.state is BackendState.FAILED:
-            logger.warning("%s at %s is not available: %s", self.name, self.address, health.failure)
+            logger.warning("%s at %s is not available: %s", self.name, self.address, failure)
         elif self.state is BackendState.FAILED:
             logger.info("%s at %s is %s again", self.name, self.address, health.state)
-        self.state, self.failure = health.state, health.failure
+        self.state, self.failure = health.state, failure
 
     def _refresh(self) -> None:
         try:

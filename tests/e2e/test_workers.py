@@ -73,6 +73,11 @@ def ask(gateway: GatewayUnderTest, **fields: Any) -> httpx.Response:
     return gateway.http.post(CHAT, json={**QUESTION, **fields}, headers=ONCE)
 
 
+def computed(gateway: GatewayUnderTest) -> float:
+    """Prompt tokens that the engine says it was given."""
+    return gateway.engine_metric("prompt_tokens_total")
+
+
 def counted(gateway: GatewayUnderTest, name: str, label: str = "", headers: dict[str, str] = ONCE) -> float:
     """The sum of a metric's samples, as a worker that the kernel chooses shows it."""
     lines = gateway.http.get("/metrics", headers=headers).text.splitlines()
@@ -96,6 +101,11 @@ def test_two_workers_answer_and_count_as_one(gateway: GatewayUnderTest) -> None:
         )
     assert (counted(gateway, "upshift_in_flight"), counted(gateway, "upshift_backend_up")) == (0, 1)
     assert counted(gateway, "upshift_workers") == 2
+    # Both workers ask the one engine how it is: its numbers are not added up.
+    assert counted(gateway, "upshift_backend_replicas", 'state="ready"') == 1
+    wait_for(lambda: ask(gateway).is_success and counted(gateway, "upshift_engine_prefix_cache_queries_total") > 0)
+    wait_for(lambda: counted(gateway, "upshift_engine_prefix_cache_queries_total") <= computed(gateway))
+    wait_for(lambda: counted(gateway, "upshift_engine_running") == 0)
     assert len(engines_below(gateway.process.pid)) == 1
     log = gateway.log.read_text()
     assert log.count("workers: 2") == log.count("model m is ready") == 1
