@@ -57,13 +57,19 @@ class AuthSettings(Tree):
     keys_file: SourcePath | None = None
     """The file with the API keys, made by `upshift keys add`; a relative path starts at the config file's folder."""
 
+    keys_store: SourcePath | None = None
+    """Instead of `keys_file`: a SQLite database (`keys.db`), or `redis` for the one of `redis.url`, which replicas
+    share. `upshift keys` and /admin/keys change it."""
+
     jwt: JwtSettings | None = None
     """Tokens of an identity provider, in place of keys or beside them."""
 
     @model_validator(mode="after")
     def _lets_somebody_in(self) -> AuthSettings:
-        if self.keys_file is None and self.jwt is None:
-            raise PydanticCustomError("nobody", "should have keys_file, jwt or both")
+        if self.keys_file is None and self.keys_store is None and self.jwt is None:
+            raise PydanticCustomError("nobody", "should have keys_file, keys_store or jwt")
+        if self.keys_file is not None and self.keys_store is not None:
+            raise PydanticCustomError("two_stores", "should have either keys_file or keys_store")
         return self
 
 

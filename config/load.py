@@ -110,6 +110,11 @@ def source_path(source: str, folder: Path) -> str:
     return source if source == DEMO_SOURCE else absolute_path(source, folder)
 
 
+def database_or_redis(place: str, folder: Path) -> str:
+    """`place` as an absolute path; the word `redis` stays as it is."""
+    return place if place == "redis" else absolute_path(place, folder)
+
+
 def repository_or_path(source: str, folder: Path) -> str:
     """`source` as an absolute path where it looks like one or is a folder below `folder`; `demo` and everything else,
     which is a model's id on the Hugging Face hub, stay as they are."""
@@ -128,6 +133,7 @@ def absolute_path(path: str, folder: Path) -> str:
 _PATHS: Mapping[Place, Callable[[str, Path], str]] = {
     ("routing", "trace", "file"): absolute_path,
     ("auth", "keys_file"): absolute_path,
+    ("auth", "keys_store"): database_or_redis,
     ("tls", "certificate"): absolute_path,
     ("tls", "key"): absolute_path,
     ("tls", "client_ca"): absolute_path,

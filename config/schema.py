@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from config.auth import Auth
+from config.auth import Auth, AuthSettings
 from config.edge import AdminSettings, LogSettings, TlsSettings, TracingSettings
 from config.limits import LimitsSettings
 from config.redis import RedisSettings
@@ -204,6 +204,8 @@ class Settings(Tree):
                     detail = {"place": place, "name": name, "owner": owners[name]}
                     raise PydanticCustomError("name_taken", "'{name}' is already used by models[{owner}]", detail)
                 owners[name] = str(index)
+        if isinstance(self.auth, AuthSettings) and self.auth.keys_store == "redis" and not self.redis.url:
+            raise PydanticCustomError("no_redis", "keys_store: redis needs redis.url", {"place": ("auth",)})
         for name in self.limits.models:
             if all(name != model.name for model in self.models):
                 detail = {"place": ("limits", "models", name), "name": name}

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from backends.factory import create_backends
 from config.schema import Settings
 from gateway import health
-from gateway.api import admin, openai
+from gateway.api import admin, keys, openai
 from gateway.dataplane import DataPlane
 from gateway.errors import GatewayError, MethodRefused, UnknownPath, answer
 from gateway.gateway import Gateway, report_end
@@ -78,6 +78,7 @@ def _control_plane(gateway: Gateway, scrape: Scrape | None) -> FastAPI:
     app.include_router(
         admin.routes(gateway.router, gateway.metrics, lambda: {**about, "profile": gateway.settings.profile})
     )
+    app.include_router(keys.routes(lambda: gateway.settings, lambda: gateway.entrance))
     app.include_router(openai.routes(lambda: gateway.served.catalog, lambda: gateway.entrance))
 
     @app.get("/metrics")

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hmac import compare_digest
-from pathlib import Path
 from typing import ClassVar
 
 from config.auth import AuthSettings
@@ -21,7 +20,8 @@ from config.limits import LimitSettings
 from config.schema import Settings
 from gateway.errors import InvalidKey, ModelNotAllowed
 from gateway.keys import is_intact, looks_like_token
-from gateway.keysfile import KeyEntry, KeysFile, Surface, expiry, load_keys
+from gateway.keysfile import KeyEntry, KeysFile, Surface, expiry
+from gateway.keystore import store_of
 from gateway.limits import Limits, resolve
 from gateway.middleware import is_loopback
 
@@ -53,7 +53,8 @@ def keys_of(settings: Settings) -> KeysFile | None:
     """The keys that the settings name, read now; None where they name none. Raises ConfigError."""
     if not isinstance(settings.auth, AuthSettings):
         return None
-    return KeysFile() if settings.auth.keys_file is None else load_keys(Path(settings.auth.keys_file))
+    store = store_of(settings)
+    return (store.load() if store is not None else None) or KeysFile()
 
 
 def principals(settings: Settings, keys: KeysFile | None, slot_of: Callable[[bytes], int]) -> dict[bytes, Principal]:

@@ -10,10 +10,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config.auth import AuthSettings
 from config.schema import Settings
 from gateway import health, keyswatch
 from gateway.address import ClientAddress
@@ -22,6 +20,7 @@ from gateway.door import Door
 from gateway.entrance import Entrance
 from gateway.guesses import Guesses
 from gateway.keysfile import KeysFile
+from gateway.keystore import store_of
 from gateway.limits import shared_accounts
 from gateway.log import AccessLog
 from gateway.metrics import GatewayCollector, Metrics, registry_for
@@ -170,9 +169,9 @@ class Gateway:
         if self._following is not None:
             self._following.cancel()
             self._following = None
-        auth = self.settings.auth
-        if isinstance(auth, AuthSettings) and auth.keys_file is not None:
-            self._following = asyncio.create_task(keyswatch.follow(Path(auth.keys_file), self._use_keys))
+        store = store_of(self.settings)
+        if store is not None:
+            self._following = asyncio.create_task(keyswatch.follow(store, self._use_keys))
             self._following.add_done_callback(report_end)
 
     def _ask_issuer(self) -> None:

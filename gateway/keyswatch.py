@@ -1,18 +1,17 @@
-"""Follows the keys file: what it says is in force within a second of a change, in every worker for itself.
+"""Follows the store of the keys: what it holds is in force within a second of a change, in every worker for itself.
 
-Neighbours: keysfile.py (reads it), auth.py (whose Authenticator is given the new keys), app.py (runs this).
+Neighbours: keystore.py (the stores), auth.py (whose Authenticator is given the new keys), gateway.py (runs this).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 from config.errors import ConfigError
-from gateway.keysfile import KeysFile, load_keys
+from gateway.keysfile import KeysFile
+from gateway.keystore import KeyStore
 from gateway.ratelimit_store import StoreFull
 
 # With the time that reading takes, a key that is revoked is refused well within a second.
@@ -23,32 +22,26 @@ logger = logging.getLogger("upshift")
 Apply = Callable[[KeysFile], None]
 
 
-async def follow(file: Path, apply: Apply) -> None:
-    """Gives `apply` what the file says whenever it is another file than before, until cancelled. A file that cannot be
-    used, or that is gone, changes nothing and is reported once; `apply` may raise ConfigError and StoreFull."""
+async def follow(store: KeyStore, apply: Apply) -> None:
+    """Gives `apply` what the store holds whenever that is something else than before, until cancelled. One that cannot
+    be used, or that has lost everything, changes nothing and is reported once; `apply` may raise ConfigError and
+    StoreFull."""
     known: object = ()
     loaded: KeysFile | None = None
     while True:
-        now = _identity(file)
+        # Stores block: parsing a large file takes longer than anybody's next token should.
+        now = await asyncio.to_thread(store.stamp)
         if now != known:
             try:
-                # Parsing a large file takes longer than anybody's next token should.
-                keys = await asyncio.to_thread(load_keys, file)
-                if keys != loaded:
+                keys = await asyncio.to_thread(store.load)
+                if keys is None and loaded is not None:
+                    logger.error("the API keys stay as they were: %s holds none any more", store.where)
+                elif keys is not None and keys != loaded:
                     apply(keys)
                     if loaded is not None:
-                        logger.info("%s has changed: %d keys are in force", file, len(keys.keys))
+                        logger.info("%s has changed: %d keys are in force", store.where, len(keys.keys))
                     loaded = keys
             except (ConfigError, StoreFull) as error:
                 logger.error("the API keys stay as they were: %s", error)
             known = now
         await asyncio.sleep(LOOK_SECONDS)
-
-
-def _identity(file: Path) -> object:
-    """What differs between two contents of a file, whether it was written or replaced; its error where it is gone."""
-    try:
-        found = os.stat(file)
-    except OSError as error:
-        return error.errno
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -1,4 +1,6 @@
-"""`upshift keys`: the API keys in a keys file. A key is printed once, on standard output, and kept nowhere."""
+"""`upshift keys`: the API keys in a file, a database or at Redis.
+
+A key is printed once, on standard output, and kept nowhere."""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ import click
 if TYPE_CHECKING:
     from config.limits import LimitSettings
     from config.schema import Settings
+    from gateway.keyedits import Edit
     from gateway.keysfile import KeyEntry, KeysFile
+    from gateway.keystore import KeyStore
 
 Command = Callable[..., Any]
 
@@ -32,7 +36,9 @@ def _where(command: Command) -> Command:
     command = click.option("--config", type=path, help="Settings that name the keys file. [default: UPSHIFT_CONFIG]")(
         command
     )
-    return click.option("--file", type=path, help="The keys file. [default: auth.keys_file of the settings]")(command)
+    return click.option(
+        "--file", type=path, help="The keys file, or a database as keys.db. [default: what the settings name]"
+    )(command)
 
 
 @click.group()
@@ -82,6 +88,7 @@ def add(
     KEY=$(upshift keys add ci --expires 2027-01-31)
     """
     from config.document import scalar  # noqa: PLC0415 - help must not pay for pydantic
+    from gateway import keyedits  # noqa: PLC0415
     from gateway.keys import hash_of, new_key  # noqa: PLC0415
 
     key = new_key()
@@ -95,14 +102,9 @@ def add(
         "limits": {_LIMITS[option]: scalar(value) for option, value in limits.items() if value is not None},
         "expires": expires,
     }
-    path, settings = _path(file, config)
-    with _editing(path) as old:
-        if any(each.name == name for each in old.keys):
-            raise click.ClickException(f"{path} has a key '{name}' already; `upshift keys rotate {name}` replaces it")
-        _write(
-            path, [*_plain(old), {field: value for field, value in entry.items() if value not in (None, {})}], settings
-        )
-    _show_once(key, f"Added '{name}' to {path}.")
+    store, settings = _store(file, config)
+    _change(store, keyedits.add(entry, store.where), settings)
+    _show_once(key, f"Added '{name}' to {store.where}.")
 
 
 @keys.command(name="list")
@@ -114,13 +116,11 @@ def list_(file: Path | None, config: Path | None) -> None:
     upshift keys list
     upshift keys list --file keys.yaml
     """
-    from config.errors import ConfigError  # noqa: PLC0415
-    from gateway.keysfile import load_keys  # noqa: PLC0415
+    from gateway.keysfile import KeysFile  # noqa: PLC0415
 
-    try:
-        found = load_keys(_path(file, config)[0]).keys
-    except ConfigError as error:
-        raise click.ClickException(str(error)) from error
+    store, _ = _store(file, config)
+    with _complaining(store.where):
+        found = (store.load() or KeysFile()).keys
     rows = [("NAME", "TIER", "MODELS", "LIMITS", "EXPIRES"), *map(_row, found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -137,11 +137,11 @@ def revoke(name: str, file: Path | None, config: Path | None) -> None:
     upshift keys revoke alice
     upshift keys revoke alice --file keys.yaml
     """
-    path, _ = _path(file, config)
-    with _editing(path) as old:
-        gone = _find(path, old, name)
-        _write(path, [entry for entry in _plain(old) if entry["name"] != gone.name])
-    click.echo(f"Removed '{name}' from {path}. {_SOON}", err=True)
+    from gateway import keyedits  # noqa: PLC0415
+
+    store, _ = _store(file, config)
+    _change(store, keyedits.revoke(name, store.where))
+    click.echo(f"Removed '{name}' from {store.where}. {_SOON}", err=True)
 
 
 @keys.command()
@@ -154,15 +154,13 @@ def rotate(name: str, file: Path | None, config: Path | None) -> None:
     upshift keys rotate alice
     upshift keys rotate alice --file keys.yaml
     """
+    from gateway import keyedits  # noqa: PLC0415
     from gateway.keys import hash_of, new_key  # noqa: PLC0415
 
     key = new_key()
-    path, _ = _path(file, config)
-    with _editing(path) as old:
-        changed = _find(path, old, name)
-        rest = _plain(old)
-        _write(path, [{**entry, "hash": hash_of(key)} if entry["name"] == changed.name else entry for entry in rest])
-    _show_once(key, f"Replaced the key of '{name}' in {path}.")
+    store, _ = _store(file, config)
+    _change(store, keyedits.rotate(name, hash_of(key), store.where))
+    _show_once(key, f"Replaced the key of '{name}' in {store.where}.")
 
 
 def _listed(text: str | None) -> list[str] | None:
@@ -174,65 +172,61 @@ def _show_once(key: str, done: str) -> None:
     click.echo(key)
 
 
-def _path(file: Path | None, config: Path | None) -> tuple[Path, Settings | None]:
-    """The file to work on, and the settings that name it. Raises ClickException where nothing names one."""
-    from config.auth import AuthSettings  # noqa: PLC0415
+def _store(file: Path | None, config: Path | None) -> tuple[KeyStore, Settings | None]:
+    """The store to work on, and the settings that name it. Raises ClickException where nothing names one."""
     from config.errors import ConfigError  # noqa: PLC0415
     from config.load import load  # noqa: PLC0415
+    from config.redis import RedisSettings  # noqa: PLC0415
+    from gateway.keystore import store_at, store_of  # noqa: PLC0415
 
     if file is not None:
-        return file, None
+        return store_at(str(file.absolute() if str(file) == "redis" else file), RedisSettings()), None
     try:
         loaded = load(config)
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
-    if isinstance(loaded.settings.auth, AuthSettings) and loaded.settings.auth.keys_file is not None:
-        return Path(loaded.settings.auth.keys_file), loaded.settings
+    store = store_of(loaded.settings)
+    if store is not None:
+        return store, loaded.settings
     where = f"{loaded.file} names no keys file" if loaded.file is not None else "there are no settings"
     raise click.UsageError(
-        f"{where}: give --file keys.yaml, or --config with settings that have auth.keys_file.",
+        f"{where}: give --file keys.yaml, or --config with settings that have auth.keys_file or auth.keys_store.",
         click.get_current_context(),
     )
 
 
+def _change(store: KeyStore, edit: Edit, settings: Settings | None = None) -> None:
+    """Changes the keys, checked against the settings too where they are known."""
+    from gateway.auth import check_tiers  # noqa: PLC0415
+    from gateway.keyedits import KeyTaken, NoSuchKey  # noqa: PLC0415
+
+    def checked(old: KeysFile) -> KeysFile:
+        new = edit(old)
+        if settings is not None:
+            check_tiers(settings, new)
+        return new
+
+    name = click.get_current_context().params["name"]
+    with _complaining(store.where):
+        try:
+            store.change(checked)
+        except KeyTaken as error:
+            taken = f"{store.where} has a key '{name}' already; `upshift keys rotate {name}` replaces it"
+            raise click.ClickException(taken) from error
+        except NoSuchKey as error:
+            raise click.ClickException(f"{store.where} has no key '{name}' (there: {error.known})") from error
+
+
 @contextlib.contextmanager
-def _editing(path: Path) -> Iterator[KeysFile]:
+def _complaining(where: str) -> Iterator[None]:
     from config.errors import ConfigError  # noqa: PLC0415
-    from gateway.keysfile import editing  # noqa: PLC0415
 
     try:
-        with editing(path) as old:
-            yield old
+        yield
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
-        raise click.ClickException(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def _plain(keys: KeysFile) -> list[dict[str, Any]]:
-    plain: list[dict[str, Any]] = [entry.model_dump(mode="json", exclude_defaults=True) for entry in keys.keys]
-    return plain
-
-
-def _write(path: Path, entries: list[dict[str, Any]], settings: Settings | None = None) -> None:
-    """Checks what is to be written as if it had been read, against the settings too where they are known."""
-    from config.document import Document  # noqa: PLC0415
-    from config.validate import validate  # noqa: PLC0415
-    from gateway.auth import check_tiers  # noqa: PLC0415
-    from gateway.keysfile import KeysFile, write_keys  # noqa: PLC0415
-
-    keys = validate(KeysFile, Document(data={"keys": entries}), str(path))
-    if settings is not None:
-        check_tiers(settings, keys)
-    write_keys(path, keys)
-
-
-def _find(path: Path, keys: KeysFile, name: str) -> KeyEntry:
-    for entry in keys.keys:
-        if entry.name == name:
-            return entry
-    known = ", ".join(entry.name for entry in keys.keys) or "none"
-    raise click.ClickException(f"{path} has no key '{name}' (there: {known})")
+        raise click.ClickException(f"{where} cannot be written: {error.strerror or error}") from error
 
 
 def _row(entry: KeyEntry) -> tuple[str, str, str, str, str]:

@@ -165,7 +165,7 @@ MODEL = "models:\n  - name: a\n    gguf: {source: demo}\n"
         ("server: {port: ${NOPE}}", "line 1: not valid YAML: "),
         ("- 1", "line 1: the top level should be a mapping (key: value)"),
         ("auth: keys.yaml", "line 1: auth: should be 'none'"),
-        ("auth: {}", "line 1: auth: should have keys_file, jwt or both"),
+        ("auth: {}", "line 1: auth: should have keys_file, keys_store or jwt"),
         ("auth: [a]", "line 1: auth: should be a mapping (key: value)"),
         (
             "limits: {default: {requests_per_min: 1}}",

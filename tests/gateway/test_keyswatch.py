@@ -14,6 +14,7 @@ import pytest
 from config.errors import ConfigError, Problem
 from gateway.keys import hash_of
 from gateway.keysfile import KeysFile, load_keys, write_keys
+from gateway.keystore import FileStore
 from gateway.keyswatch import follow
 from tests.fakes import FakeBackend
 from tests.gateway.running import CHAT, body, serving
@@ -44,7 +45,7 @@ class Followed:
 @contextlib.asynccontextmanager
 async def following(file: Path) -> AsyncIterator[Followed]:
     followed = Followed()
-    task = asyncio.create_task(follow(file, followed.apply))
+    task = asyncio.create_task(follow(FileStore(file), followed.apply))
     try:
         yield followed
     finally:

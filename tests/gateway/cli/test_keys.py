@@ -173,3 +173,29 @@ def test_without_a_file_the_command_asks_for_one(
         monkeypatch.setenv("UPSHIFT_CONFIG", str(config))
     assert main(["keys", "add", "alice"]) == 2
     assert "give --file keys.yaml, or --config" in capsys.readouterr().err
+
+
+def test_database_is_changed_by_the_same_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, config = tmp_path / "keys.db", tmp_path / "upshift.yaml"
+    config.write_text("auth: {keys_store: keys.db}\n")
+    assert main(["keys", "add", "alice", "--surfaces", "operators", "--config", str(config)]) == 0
+    assert keys("add", "bob", file=file) == 0
+    assert keys("add", "bob", file=file) == 1
+    assert keys("rotate", "alice", file=file) == 0
+    assert keys("revoke", "bob", file=file) == 0
+    capsys.readouterr()
+    assert main(["keys", "list", "--config", str(config)]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["NAME", "alice"]
+    assert file.read_bytes().startswith(b"SQLite format 3")
+
+
+def test_keys_at_redis_need_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "upshift.yaml"
+    config.write_text("auth: {keys_store: redis}\n")
+    assert main(["keys", "list", "--config", str(config)]) == 1
+    assert "auth: keys_store: redis needs redis.url" in capsys.readouterr().err
+    config.write_text("auth: {keys_store: redis}\nredis: {url: 'redis://127.0.0.1:1'}\n")
+    assert main(["keys", "add", "a", "--config", str(config)]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "redis: cannot be used: " in shown.err

@@ -1,0 +1,145 @@
+"""/admin/keys: operators list, make, replace and revoke API keys, wherever the settings keep them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from config.errors import ConfigError
+from config.schema import Settings
+from gateway import keyedits
+from gateway.auth import check_tiers
+from gateway.entrance import Entrance
+from gateway.errors import InvalidBody, KeyNameTaken, KeysUnavailable, NotAnOperator, UnknownKey, UnknownPath
+from gateway.keys import hash_of, new_key
+from gateway.keysfile import KeysFile
+from gateway.keystore import KeyStore, store_of
+from gateway.middleware import is_loopback
+from gateway.operators import peer_of
+
+MAX_BODY_BYTES = 64 * 1024
+# What a request may say of a key; its hash is ours to make.
+_FIELDS = frozenset(("name", "tier", "models", "limits", "expires", "addresses", "surfaces"))
+
+
+class KeyDesk:
+    """Where operators have keys made. `settings` and `entrance` are those of now."""
+
+    def __init__(self, settings: Callable[[], Settings], entrance: Callable[[], Entrance]) -> None:
+        self._settings = settings
+        self._entrance = entrance
+
+    async def store(self, request: Request) -> KeyStore:
+        """Where the keys are, for an operator alone. Raises what the entrance does, NotAnOperator and UnknownPath."""
+        now = self._settings()
+        if now.admin is None or not is_loopback(now.admin.host):
+            principal = await self._entrance().admit(request.scope["headers"], peer_of(request.scope), "operators")
+            # A key that covers everything because nobody said what it covers was made for clients.
+            if principal.surfaces is None:
+                raise NotAnOperator("Keys are managed with a key that has `surfaces: [operators]`.")
+        found = store_of(now)
+        if found is None:
+            raise UnknownPath("This gateway keeps no keys: there is neither auth.keys_file nor auth.keys_store.")
+        return found
+
+    async def load(self, place: KeyStore) -> KeysFile:
+        """The keys there are. Raises KeysUnavailable."""
+        try:
+            return (await asyncio.to_thread(place.load)) or KeysFile()
+        except ConfigError as error:
+            raise KeysUnavailable(str(error)) from error
+
+    async def change(self, place: KeyStore, edit: keyedits.Edit) -> None:
+        """Raises KeyNameTaken, UnknownKey, InvalidBody and KeysUnavailable."""
+
+        def checked(old: KeysFile) -> KeysFile:
+            new = edit(old)
+            check_tiers(self._settings(), new)
+            return new
+
+        try:
+            await asyncio.to_thread(place.change, checked)
+        except keyedits.KeyTaken:
+            raise KeyNameTaken("There is a key of this name already.", param="name") from None
+        except keyedits.NoSuchKey:
+            raise UnknownKey("There is no key of this name.") from None
+        except ConfigError as error:
+            raise _refusal(error) from error
+        except OSError as error:
+            raise KeysUnavailable(f"The keys cannot be written: {error.strerror}.") from error
+
+
+def routes(settings: Callable[[], Settings], entrance: Callable[[], Entrance]) -> APIRouter:
+    """GET and POST /admin/keys, DELETE /admin/keys/{name}, POST /admin/keys/{name}/rotate."""
+    router = APIRouter()
+    desk = KeyDesk(settings, entrance)
+
+    @router.get("/admin/keys")
+    async def list_keys(request: Request) -> JSONResponse:
+        found = await desk.load(await desk.store(request))
+        return JSONResponse(
+            {"keys": [_shown(entry.model_dump(mode="json", exclude_none=True)) for entry in found.keys]}
+        )
+
+    @router.post("/admin/keys")
+    async def add_key(request: Request) -> JSONResponse:
+        place = await desk.store(request)
+        entry = await _entry(request)
+        key = new_key()
+        await desk.change(place, keyedits.add({**entry, "hash": hash_of(key)}, "key"))
+        return JSONResponse({"name": entry["name"], "key": key}, 201)
+
+    @router.post("/admin/keys/{name}/rotate")
+    async def rotate_key(request: Request, name: str) -> JSONResponse:
+        place = await desk.store(request)
+        key = new_key()
+        await desk.change(place, keyedits.rotate(name, hash_of(key), "key"))
+        return JSONResponse({"name": name, "key": key})
+
+    @router.delete("/admin/keys/{name}")
+    async def revoke_key(request: Request, name: str) -> Response:
+        place = await desk.store(request)
+        await desk.change(place, keyedits.revoke(name, "key"))
+        return Response(status_code=204)
+
+    return router
+
+
+def _refusal(error: ConfigError) -> InvalidBody | KeysUnavailable:
+    """What is wrong with one key is the client's affair, what is wrong with the store is not."""
+    wrong = [problem for problem in error.problems if problem.place]
+    if not wrong:
+        return KeysUnavailable(str(error))
+    fields = [".".join(map(str, problem.place[2:])) or "key" for problem in wrong]
+    text = "; ".join(f"`{field}` {problem.message}" for field, problem in zip(fields, wrong, strict=True))
+    return InvalidBody(f"{text}.", param=fields[0])
+
+
+def _shown(entry: dict[str, Any]) -> dict[str, Any]:
+    return {field: value for field, value in entry.items() if field != "hash" and value != {}}
+
+
+async def _entry(request: Request) -> dict[str, Any]:
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise InvalidBody("Content-Type must be application/json.")
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_BODY_BYTES:
+            raise InvalidBody(f"The body is larger than {MAX_BODY_BYTES} bytes.")
+    try:
+        entry = json.loads(body)
+    except (ValueError, RecursionError):
+        raise InvalidBody("The body is not valid JSON.") from None
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise InvalidBody("`name` should be a text.", param="name")
+    unknown = sorted(set(entry) - _FIELDS)
+    if unknown:
+        known = ", ".join(sorted(_FIELDS))
+        raise InvalidBody(f"`{unknown[0][:64]}` is no field of a key (known: {known}).", param=unknown[0][:64])
+    return entry
