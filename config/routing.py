@@ -124,6 +124,10 @@ class RetrySettings(Tree):
     """Further attempts of a model, as a share of its requests, besides the first ten. Unspent ones are kept, up to
     500."""
 
+    hedge_after_seconds: Annotated[float, Field(strict=True, gt=0, le=3600)] | None = None
+    """A second backend is asked when the first one has not begun to answer by then, and the faster one is used. Unset:
+    never."""
+
 
 class BreakerSettings(Tree):
     """When a backend that fails is left alone, and how it comes back."""

@@ -32,7 +32,8 @@ from gateway.pace import Pace
 from gateway.ratelimit import estimate_tokens
 from gateway.record import Journal, Record, report
 from routing.errors import Overloaded, Unavailable
-from routing.router import Routed, Router
+from routing.routed import Routed
+from routing.router import Router
 from routing.ticket import Ticket
 
 Headers = dict[bytes, bytes]

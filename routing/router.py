@@ -1,57 +1,24 @@
 """Sends a request to an upstream of its model and counts it there until its response is closed.
 
-Neighbours: catalog.py (name to pool), lane.py (decides and waits), retry.py (further attempts), backends/base.py.
+Neighbours: catalog.py (name to pool), lane.py (decides and waits), retry.py and hedge.py (further attempts),
+backends/base.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from time import perf_counter
 
-from backends.base import BackendResponse, InferenceRequest
+from backends.base import InferenceRequest
 from backends.errors import BackendError
 from routing.catalog import ModelCatalog
+from routing.hedge import hedged
 from routing.lane import Lane
 from routing.policy import ONLY, Plan, plan_for
 from routing.retry import retrying
+from routing.routed import Routed
 from routing.ticket import Ticket
 from routing.tracefile import TraceFile
-from routing.upstream import Upstream
-
-
-@dataclass(slots=True)
-class Routed:
-    """An answer that has begun. Whoever holds it must await `aclose()`; until then it counts as in flight. `reason` is
-    why this upstream: one word, safe in a header and as a metric label. `dispatched_at` is `time.perf_counter()`."""
-
-    response: BackendResponse
-    upstream: Upstream
-    reason: str
-    dispatched_at: float
-    _lane: Lane
-    _counted: bool = True
-
-    def succeeded(self, first_token_at: float | None, events: int) -> None:
-        """The whole answer has come. Of a stream: when its first token came (`time.perf_counter()`), and its events."""
-        now, began = perf_counter(), self.dispatched_at
-        first_token_seconds = None if first_token_at is None else first_token_at - began
-        self.upstream.answered(now, now - began, first_token_seconds, events)
-
-    def failed(self, error: BackendError) -> None:
-        """The answer broke off."""
-        self._lane.failed(self.upstream, error)
-
-    async def aclose(self) -> None:
-        """Returns or aborts the upstream's connection and gives up the place in its count. Idempotent."""
-        try:
-            await self.response.close()
-        finally:
-            # After the engine was told, not before: the count is what the engine has to carry. And even when telling
-            # it failed: a leaked count would keep traffic away from this upstream for ever.
-            if self._counted:
-                self._counted = False
-                self._lane.give_back(self.upstream)
 
 
 class Router:
@@ -94,7 +61,10 @@ class Router:
         ticket = ticket or Ticket()
         lane = self.lanes[self.catalog.resolve(request.model).model]
         lane.budget.earn()
+        hedge_seconds = lane.plan.retry.hedge_after_seconds
         try:
+            if hedge_seconds is not None and len(lane.pool.upstreams) > 1:
+                return await hedged(lane, ticket, hedge_seconds, lambda ticket: _attempt(lane, request, ticket))
             return await _attempt(lane, request, ticket)
         except BackendError as error:
             failure: BackendError | None = error

@@ -16,7 +16,8 @@ from config.routing import RoutingSettings
 from routing.catalog import CatalogEntry, ModelCatalog
 from routing.errors import Overloaded, Unavailable
 from routing.policy import plan_for
-from routing.router import Routed, Router
+from routing.routed import Routed
+from routing.router import Router
 from routing.ticket import Ticket
 from routing.upstream import Upstream, UpstreamPool
 from tests.fakes import FakeBackend

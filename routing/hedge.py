@@ -1,0 +1,68 @@
+"""A second upstream for a request whose first one does not begin to answer; the faster answer is used.
+
+Off unless configured: it costs work that is thrown away. Neighbours: router.py (the attempts), budget.py (how many).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from routing.lane import Lane
+from routing.routed import Routed
+from routing.ticket import Ticket
+
+
+async def hedged(
+    lane: Lane, ticket: Ticket, after_seconds: float, attempt: Callable[[Ticket], Awaitable[Routed]]
+) -> Routed:
+    """What `attempt` gives for `ticket`, or for a second one that keeps away from the upstream of the first. Raises
+    what the first attempt raises when none has answered; a cancellation ends both."""
+    tasks = [asyncio.ensure_future(attempt(ticket))]
+    second: Ticket | None = None
+    winner: asyncio.Future[Routed] | None = None
+    try:
+        await asyncio.wait(tasks, timeout=after_seconds)
+        if not tasks[0].done() and (second := _second(lane, ticket)) is not None:
+            tasks.append(asyncio.ensure_future(attempt(second)))
+        winner = await _first_answer(tasks)
+    finally:
+        await _let_go([task for task in tasks if task is not winner])
+    if second is not None:
+        ticket.attempts += second.attempts
+        if winner is tasks[1]:
+            ticket.upstream = second.upstream
+        elif second.upstream is not None:
+            ticket.tried |= {second.upstream}
+    return tasks[0].result() if winner is None else winner.result()
+
+
+def _second(lane: Lane, ticket: Ticket) -> Ticket | None:
+    """For another attempt, where there is somebody to ask and the budget allows it."""
+    slow = ticket.upstream
+    # Who still waits for a place has nobody to be faster than.
+    if slow is None or not lane.has_others({slow}) or not lane.budget.spend():
+        return None
+    second = Ticket(ticket.key, ticket.tier, ticket.session)
+    second.tried = ticket.tried | {slow}
+    return second
+
+
+async def _first_answer(tasks: Sequence[asyncio.Future[Routed]]) -> asyncio.Future[Routed] | None:
+    """The first that has not failed; None when all have."""
+    pending = set(tasks)
+    while pending:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task in done and task.exception() is None:
+                return task
+    return None
+
+
+async def _let_go(tasks: Sequence[asyncio.Future[Routed]]) -> None:
+    """Ends what is still running; an answer that came too late is aborted."""
+    for task in tasks:
+        task.cancel()
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(outcome, Routed):
+            await outcome.aclose()
