@@ -134,6 +134,9 @@ class ServerSettings(Tree):
     max_body_bytes: Annotated[int, Field(strict=True, ge=1024, le=1 << 30)] = 10 * 1024 * 1024
     """Largest request body."""
 
+    isolate_caches: Annotated[bool, Field(strict=True)] = False
+    """Whether keys are kept from sharing prefix caches: by its timing a shared one tells who else sent the same."""
+
     remote_media: Annotated[bool, Field(strict=True)] = False
     """Whether images, audio and video may be named by URL, which the engine then fetches from where it runs."""
 

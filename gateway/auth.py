@@ -49,6 +49,12 @@ class Principal:
     surfaces: frozenset[Surface] | None = None
 
 
+def salt_of(principal: Principal) -> str:
+    """What parts its prompts from everybody else's in prefix caches: 64 hex digits, the same on every gateway, and not
+    to be guessed from the key's name."""
+    return hashlib.sha256(b"prefix cache\0%b\0%b" % (principal.digest, principal.name.encode())).hexdigest()
+
+
 def keys_of(settings: Settings) -> KeysFile | None:
     """The keys that the settings name, read now; None where they name none. Raises ConfigError."""
     if not isinstance(settings.auth, AuthSettings):

@@ -73,9 +73,11 @@ def too_large(max_body_bytes: int) -> BodyTooLarge:
     return BodyTooLarge(f"The request body is larger than {max_body_bytes} bytes (server.max_body_bytes).")
 
 
-def decode(body: bytes, operation: Operation, request_id: str, *, remote_media: bool = False) -> InferenceRequest:
-    """The request that `body` asks for, with media from elsewhere only where `remote_media` says so. Raises InvalidBody
-    naming the field; never anything else."""
+def decode(
+    body: bytes, operation: Operation, request_id: str, *, remote_media: bool = False, cache_salt: str = ""
+) -> InferenceRequest:
+    """The request that `body` asks for, with media from elsewhere only where `remote_media` says so; a `cache_salt` is
+    written into it. Raises InvalidBody naming the field; never anything else."""
     document = _parse(body)
     envelope = _envelope(document)
     model = envelope.get("model")
@@ -91,10 +93,20 @@ def decode(body: bytes, operation: Operation, request_id: str, *, remote_media: 
     caps.check(envelope, len(body))
     if not remote_media:
         check_media(body, document)
+    if cache_salt:
+        body = _salted(body, document, cache_salt)
     features = _NO_FEATURES if envelope.keys().isdisjoint(_FEATURES) else _features(envelope)
     return InferenceRequest(
         operation, model, body, bool(stream), request_id, include_usage, cap, choices, features=features
     )
+
+
+def _salted(body: bytes, document: tuple[tuple[str, Any], ...], salt: str) -> bytes:
+    """The same body with the engine's field for whom a prefix cache may be shared with. The client's own is refused: by
+    it one could look into the cache of another."""
+    if any(name == "cache_salt" for name, _ in document):
+        raise InvalidBody("`cache_salt` is set by the gateway.", param="cache_salt")
+    return b'{"cache_salt":"%b",%b' % (salt.encode(), body[body.index(b"{") + 1 :])
 
 
 _NO_FEATURES: frozenset[str] = frozenset()

@@ -21,7 +21,7 @@ from backends.errors import (
 from backends.sse import UsageSniffer
 from config.schema import ServerSettings
 from gateway import intake
-from gateway.auth import check_model
+from gateway.auth import Principal, check_model, salt_of
 from gateway.call import Call
 from gateway.door import Door, Reserved
 from gateway.errors import BodyTimeout, ClientGone, ShuttingDown, answer
@@ -101,7 +101,7 @@ class _Exchange:
         if call.more_body:
             call.expect(self._settings.body_timeout_seconds, _body_too_late)
             await call.whole_body(self._settings.max_body_bytes)
-        request = self._decode(headers)
+        request = self._decode(headers, principal)
         record.arrived = arrived = perf_counter()
         call.expect(self._settings.response_timeout_seconds, self._too_late)
         record.stage = "waiting"
@@ -136,15 +136,15 @@ class _Exchange:
             prompt_tokens = estimate_tokens(record.bytes_in, 0, 1, 0)
             reservation.settle(prompt_tokens + self._pace.events if self._pace is not None else None)
 
-    def _decode(self, headers: Headers) -> InferenceRequest:
+    def _decode(self, headers: Headers, principal: Principal) -> InferenceRequest:
         limit = self._settings.max_body_bytes
         body = self._call.take_body(limit)
         if body is None:
             raise intake.too_large(limit)
         record = self.record
         record.bytes_in = len(body)
-        media = self._settings.remote_media
-        request = intake.decode(body, record.operation, record.request_id, remote_media=media)
+        media, salt = self._settings.remote_media, salt_of(principal) if self._settings.isolate_caches else ""
+        request = intake.decode(body, record.operation, record.request_id, remote_media=media, cache_salt=salt)
         traceparent = headers.get(b"traceparent")
         if traceparent is None and self._journal.tracer is None:
             return request

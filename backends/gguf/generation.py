@@ -35,6 +35,7 @@ class Generation:
     deliver: Callable[[Output], None]
     streamed: bool
     grammar: Grammar | None = None
+    salt: str | None = None
     cancelled: bool = False
     completion_tokens: int = 0
     sequence: Sequence = field(init=False)
@@ -43,7 +44,7 @@ class Generation:
     held: list[Output] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.sequence = Sequence(self.prompt, self.max_tokens)
+        self.sequence = Sequence(self.prompt, self.max_tokens, salt=self.salt or "")
         self.text = TextStream(self.stop)
 
     @property

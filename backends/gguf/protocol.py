@@ -60,6 +60,8 @@ class _Sampling(_Body):
     stream_options: StreamOptions | None = None
     ignore_eos: bool = False
     min_tokens: int = Field(0, ge=0, le=2**31 - 1)
+    # As vLLM's: prompts of different salts share nothing that is computed.
+    cache_salt: str | None = Field(None, min_length=1, max_length=256)
     # Accepted without effect: they do not change what a single local model writes.
     user: str | None = None
     metadata: dict[str, Any] | None = None

@@ -32,11 +32,13 @@ class TooLong(Exception):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One prompt being continued. `tokens` is prompt + answer so far; `computed` of them have their KV in `slot`."""
+    """One prompt being continued. `tokens` is prompt + answer so far; `computed` of them have their KV in `slot`. Only
+    sequences of the same `salt` reuse each other's prefixes."""
 
     tokens: list[int]
     max_tokens: int
     prompt_tokens: int = 0
+    salt: str = ""
     slot: int = -1
     computed: int = 0
     cached_tokens: int = 0
@@ -92,6 +94,7 @@ class _Slot:
     index: int
     sequence: Sequence | None = None
     tokens: list[int] = field(default_factory=list)  # what the cache holds while no sequence owns the slot
+    salt: str = ""  # of those tokens, or of the sequence
     last_used: int = 0
 
     def known_tokens(self) -> list[int]:
@@ -223,7 +226,7 @@ class Scheduler:
     def _own(self, slot: _Slot, sequence: Sequence) -> None:
         self._uses += 1
         slot.last_used = self._uses
-        slot.sequence, slot.tokens = sequence, []
+        slot.sequence, slot.tokens, slot.salt = sequence, [], sequence.salt
         sequence.slot = slot.index
 
     def _pieces_with(self, slot: int) -> int:
@@ -249,6 +252,8 @@ class Scheduler:
 
     def _reusable(self, slot: _Slot, sequence: Sequence) -> int:
         """Tokens of `slot` that `sequence` can start from; its last prompt token is always computed, for the logits."""
+        if slot.salt != sequence.salt:
+            return 0
         known = slot.known_tokens()
         shared = min(common_prefix(known, sequence.tokens), sequence.prompt_tokens - 1)
         if not self._partial_reuse and (slot.sequence is not None or shared < len(known)):

@@ -141,10 +141,8 @@ class EngineApp:
             for choice in range(body.n):
                 # Choice i draws with seed + i, so that choices differ.
                 params = _sampling(body, (seed + choice) % 2**32)
-                made = Generation(
-                    len(generations), prompt, max_tokens, params, body.stop, inbox.put, body.stream, grammar
-                )
-                generations.append(made)
+                how = (params, body.stop, inbox.put, body.stream, grammar, body.cache_salt)
+                generations.append(Generation(len(generations), prompt, max_tokens, *how))
         return generations, inbox
 
     def _answer_tokens(self, prompt: list[int], body: ChatRequest | CompletionRequest) -> int:

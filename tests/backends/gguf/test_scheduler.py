@@ -127,6 +127,17 @@ def test_a_shared_system_prompt_is_copied_and_the_other_conversation_kept() -> N
     assert scheduler.held_tokens(first.slot) == first.computed
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_other_salts_share_nothing(at_once: bool) -> None:
+    scheduler, cache = make(slots=4)
+    prompt = list(range(40))
+    sequences = [Sequence(list(prompt), 2, salt=salt) for salt in ("a", "b", "", "a", "b", "")]
+    for batch in [sequences] if at_once else [[sequence] for sequence in sequences]:
+        scheduler.submit(batch)
+        run_until_idle(scheduler, cache)
+    assert [sequence.cached_tokens for sequence in sequences] == [0, 0, 0, 39, 39, 39]
+
+
 def test_equal_prompts_at_once_are_computed_once() -> None:
     scheduler, cache = make(slots=4, batch_tokens=32, busy_batch_tokens=32)
     prompt = list(range(120))

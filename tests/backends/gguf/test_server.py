@@ -57,6 +57,18 @@ def test_a_prompt_seen_before_is_not_computed_again(engine: EngineUnderTest) -> 
     assert again["prompt_tokens_details"]["cached_tokens"] == first["prompt_tokens"] - 1
 
 
+def test_prompts_of_other_salts_share_nothing(engine: EngineUnderTest) -> None:
+    content = "a prompt that only this test has, and long enough to be found again"
+    cached = []
+    for salt in ("one", "two", "one", None):
+        fields = {} if salt is None else {"cache_salt": salt}
+        answer = chat(engine, messages=[{"role": "user", "content": content}], max_tokens=1, **fields).json()
+        cached.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+        prompt_tokens = answer["usage"]["prompt_tokens"]
+    assert cached[:3] == [0, 0, prompt_tokens - 1]
+    assert cached[3] < prompt_tokens - 1
+
+
 def test_the_same_seed_draws_the_same_and_choices_differ(engine: EngineUnderTest) -> None:
     first, second, other = (
         [c["message"]["content"] for c in chat(engine, n=3, seed=seed, temperature=1.5).json()["choices"]]
