@@ -130,7 +130,7 @@ class RemoteBackend:
             self._client.abandon(f"{self.address} hangs: {health.failure}, {self._slow_looks} times.")
         if self.state is BackendState.READY and 0 < self._slow_looks < SLOW_LOOKS_TO_FAIL:
             return
-        # Whoever may look at /readyz need not know our addresses.
+        # The address stands beside it wherever it is shown.
         failure = health.failure.replace(self.address, "it")
         if (health.state, failure) == (self.state, self.failure):
             return

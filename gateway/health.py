@@ -61,6 +61,10 @@ class Readiness:
 def _describe(model: str, upstream: Upstream) -> dict[str, Any]:
     backend = upstream.backend
     about: dict[str, Any] = {"model": model, "backend": backend.name, "state": str(backend.state)}
+    # Which of several replicas.
+    address = getattr(backend, "address", "")
+    if address:
+        about["address"] = address
     about["in_flight"] = upstream.in_flight
     # Engines launched here know how far they have loaded; remote ones only why they cannot be used.
     if backend.state is BackendState.STARTING:

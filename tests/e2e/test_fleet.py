@@ -173,6 +173,8 @@ async def test_name_that_nobody_is_behind_yet_says_so_and_serves_once_there_is(f
 async def test_dns_that_dies_takes_nobody_away(fleet: Fleet) -> None:
     fleet.name(*fleet.replicas)
     await until(lambda: len(fleet.members()) == 3)
+    shown = (await fleet.gateway.client.get("/readyz")).json()["models"]
+    assert [model["address"] for model in shown] == [replica.address for replica in fleet.replicas]
     fleet.dns.mute = True
     await until(lambda: fleet.gateway.readiness.ready)
     answer = await fleet.gateway.client.post(CHAT, json=body(model="m"), timeout=60)
