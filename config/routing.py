@@ -70,6 +70,9 @@ class WhenSettings(Tree):
     profile: Profile | None = None
     """The profile that the gateway runs with."""
 
+    gpu: Annotated[bool, Field(strict=True)] | None = None
+    """Whether the machine has a GPU."""
+
     hours: (
         tuple[Annotated[int, Field(strict=True, ge=0, le=23)], Annotated[int, Field(strict=True, ge=0, le=24)]] | None
     ) = None

@@ -26,6 +26,7 @@ from gateway.log import AccessLog
 from gateway.metrics import GatewayCollector, Metrics, registry_for
 from gateway.middleware import HostGuard
 from gateway.oidc import issuer_of
+from gateway.plans import plans_of
 from gateway.ratelimit import RateLimiter
 from gateway.ratelimit_store import LimitStore
 from gateway.record import Journal
@@ -34,7 +35,6 @@ from gateway.replicas.limiter import SharedLimiter
 from gateway.replicas.numbers import SharedLimitsCollector
 from gateway.served import MakeBackends, Member, assemble
 from gateway.tracing import Tracer
-from routing.policy import Plan, plan_for
 from routing.router import Router
 from routing.tracefile import TraceFile
 from routing.upstream import Upstream
@@ -88,7 +88,7 @@ class Gateway:
             self.registry.register(SharedLimitsCollector(self._shared))
         trace = settings.routing.trace
         self._trace = None if trace is None else TraceFile(trace, self._worker if workers > 1 else None)
-        self.router = Router(self.served.catalog, _plans(settings), workers, self._trace)
+        self.router = Router(self.served.catalog, plans_of(settings), workers, self._trace)
         self._issuer = issuer_of(settings, limits.slot_of)
         self._asking: asyncio.Task[None] | None = None
         self.entrance = self._entrance(settings, self._issuer)
@@ -131,7 +131,7 @@ class Gateway:
         before = (*self.served.members, *self._leaving)
         served = assemble(settings, self._make_backends, before)
         guard = _guard(settings)
-        plans = _plans(settings)
+        plans = plans_of(settings)
         issuer = issuer_of(settings, self._limits.slot_of)
         entrance = self._entrance(settings, issuer)
         relay = self._relay(settings, guard, entrance)
@@ -239,12 +239,6 @@ async def _until(condition: Callable[[], bool]) -> None:
     """Polls: engines and requests have a state, and tell nobody of its changes."""
     while not condition():  # noqa: ASYNC110 - as said
         await asyncio.sleep(LEAVING_SECONDS)
-
-
-def _plans(settings: Settings) -> dict[str, Plan]:
-    return {
-        model.name: plan_for(model.name, settings.routing, model.routing, settings.profile) for model in settings.models
-    }
 
 
 def _client_keys(settings: Settings) -> Mapping[str, str]:

@@ -74,11 +74,17 @@ def plan_for(
     routing: RoutingSettings = DEFAULTS,
     own: ModelRoutingSettings = NOTHING_OWN,
     profile: Profile = "auto",
+    *,
+    has_gpu: bool = False,
 ) -> Plan:
     """The plan of `model`: what it says itself, then what `routing` says, then what is usual for the profile; without
-    the rules for other models and profiles."""
+    the rules for other models, profiles and machines."""
     rules = tuple(
-        rule for rule in routing.rules if rule.when.model in (None, model) and rule.when.profile in (None, profile)
+        rule
+        for rule in routing.rules
+        if rule.when.model in (None, model)
+        and rule.when.profile in (None, profile)
+        and rule.when.gpu in (None, has_gpu)
     )
     return Plan(
         own.policy or routing.policy or USUAL[profile],

@@ -43,15 +43,13 @@ def replay(trace: Path, file: Path) -> int:
 def _plans(file: Path) -> dict[str, Plan]:
     from config.errors import ConfigError  # noqa: PLC0415
     from config.load import load  # noqa: PLC0415
-    from routing.policy import plan_for  # noqa: PLC0415
+    from gateway.plans import plans_of  # noqa: PLC0415
 
     try:
         settings = load(file).settings
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
-    return {
-        model.name: plan_for(model.name, settings.routing, model.routing, settings.profile) for model in settings.models
-    }
+    return plans_of(settings)
 
 
 def _decisions(trace: Path) -> Iterator[Traced]:

@@ -80,12 +80,14 @@ def test_the_first_rule_that_matches_decides() -> None:
         assert found.reason == reason
 
 
-def test_rules_for_other_models_and_profiles_are_left_out() -> None:
+def test_rules_for_other_models_profiles_and_machines_are_left_out() -> None:
     rules = [
         {"when": {"model": "n"}, "use": "reject"},
         {"when": {"profile": "dev"}, "use": "reject"},
         {"when": {"model": "m", "profile": "prod"}, "use": "gguf"},
+        {"when": {"gpu": True}, "use": "vllm"},
     ]
     routing = RoutingSettings.model_validate({"rules": rules})
-    found = plan_for("m", routing, ModelRoutingSettings(), "prod")
-    assert [rule.use for rule in found.rules] == ["gguf"]
+    for has_gpu, uses in ((False, ["gguf"]), (True, ["gguf", "vllm"])):
+        found = plan_for("m", routing, ModelRoutingSettings(), "prod", has_gpu=has_gpu)
+        assert [rule.use for rule in found.rules] == uses
