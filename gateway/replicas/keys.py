@@ -11,6 +11,7 @@ import json
 import socket
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from config.errors import ConfigError, Problem
 from config.redis import RedisSettings, RedisUrl
 from config.validate import validate
 from gateway.keysfile import KeysFile
-from gateway.replicas.wire import Incomplete, RedisRefused, decode, encode
+from gateway.replicas.wire import Incomplete, RedisRefused, decode, encode, moved_to
 
 TIMEOUT_SECONDS = 5.0
 # Editors that change the keys between reading and writing of another one, before that one gives up.
@@ -84,7 +85,8 @@ class RedisStore:
     def _connect(self) -> socket.socket:
         """To the first server that takes writes. Raises what `_ask` catches."""
         last: Exception = OSError("redis.url names no server")
-        for url in self._settings.urls:
+        urls = list(self._settings.urls)
+        for url in urls:
             connection = None
             try:
                 connection = _open(url)
@@ -97,6 +99,9 @@ class RedisStore:
                 _exchange(connection, (b"DEL", self._document + b":probe"))
             except (OSError, RedisRefused, ValueError, EOFError) as error:
                 last = error
+                elsewhere = moved_to(error)
+                if elsewhere is not None and len(urls) < 2 * len(self._settings.urls) + 1:
+                    urls.append(replace(url, host=elsewhere[0], port=elsewhere[1]))
                 if connection is not None:
                     connection.close()
             else:

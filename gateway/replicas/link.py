@@ -12,11 +12,12 @@ import logging
 import ssl
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from config.redis import RedisSettings, RedisUrl
-from gateway.replicas.wire import Connection, RedisGone, RedisRefused
+from gateway.replicas.wire import Connection, RedisGone, RedisRefused, moved_to
 
 # So many answers in a row may be late before the connection counts as dead.
 MAX_LATE = 3
@@ -50,7 +51,6 @@ class Link:
         self._late = 0
         # Set when the first try to connect is over, whatever came of it.
         self.tried = asyncio.Event()
-        self._moved_to: tuple[str, int] | None = None
         self._down_since: float | None = None
         self._why = ""
 
@@ -105,11 +105,15 @@ class Link:
     async def _find(self) -> Connection | None:
         """A connection to the first server that takes writes."""
         reasons = []
-        for url in self._urls:
+        urls = list(self._urls)
+        for url in urls:
             try:
                 return await self._connect(url)
             except (OSError, TimeoutError, RedisGone, RedisRefused, ValueError) as error:
                 reasons.append(f"{url.shown}: {_words(error)}")
+                elsewhere = moved_to(error)
+                if elsewhere is not None and len(urls) < 2 * len(self._urls) + 1:
+                    urls.append(replace(url, host=elsewhere[0], port=elsewhere[1]))
         self._note_down("; ".join(reasons))
         return None
 
@@ -129,13 +133,6 @@ class Link:
             # As fast as every answer will have to be. A write, which a replica refuses, though it changes nothing.
             async with asyncio.timeout(self._timeout_seconds):
                 await connection.call(b"DEL", self._probe)
-        except RedisRefused as error:
-            code, _, rest = str(error).partition(" ")
-            if code == "MOVED":
-                host, _, port = rest.rpartition(" ")[2].rpartition(":")
-                self._moved_to = host, int(port)
-            connection.abort()
-            raise
         except BaseException:
             connection.abort()
             raise
@@ -149,10 +146,8 @@ class Link:
         loop = asyncio.get_running_loop()
         if url.path is not None:
             return (await loop.create_unix_connection(Connection, url.path))[1]
-        host, port = self._moved_to or (url.host, url.port)
-        self._moved_to = None
         context = ssl.create_default_context() if url.tls else None
-        return (await loop.create_connection(Connection, host, port, ssl=context))[1]
+        return (await loop.create_connection(Connection, url.host, url.port, ssl=context))[1]
 
     def _on_late(self, answer: asyncio.Future[Any]) -> None:
         if not answer.done():

@@ -23,6 +23,13 @@ class RedisRefused(Exception):
     """Redis answered with an error. The message begins with its code, such as READONLY."""
 
 
+def moved_to(error: Exception) -> tuple[str, int] | None:
+    """Where a node of a cluster says that the keys are; None where that is not what it says."""
+    code, _, rest = str(error).partition(" ")
+    host, _, port = rest.rpartition(" ")[2].rpartition(":")
+    return (host.strip("[]"), int(port)) if code == "MOVED" and host and port.isdigit() else None
+
+
 class Incomplete(Exception):
     """The rest of an answer has not come yet."""
 

@@ -11,8 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from config.redis import RedisSettings
+from gateway import keyedits
 from gateway.errors import LimitsUnavailable, RateLimited, answer
+from gateway.keys import hash_of
+from gateway.keysfile import KeysFile
 from gateway.limits import Limits
+from gateway.replicas.keys import RedisStore
 from tests.engine import wait_for
 from tests.gateway.metering import left
 from tests.gateway.replicas.sharing import replica
@@ -228,3 +233,21 @@ async def test_what_a_stopped_redis_does_when_it_wakes_up_is_undone(own_redis: R
                     lease = await gateway.reserve(1000)
                     break
         assert left(lease, "requests") == 99
+
+
+async def test_cluster_is_asked_where_its_keys_are(tmp_path: Path) -> None:
+    options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+    with running_redis(tmp_path / "one", *options) as one, running_redis(tmp_path / "other", *options) as other:
+        # All keys of ours are in one slot, 3450.
+        one.command("CLUSTER", "ADDSLOTSRANGE", "8192", "16383")
+        other.command("CLUSTER", "ADDSLOTSRANGE", "0", "8191")
+        one.command("CLUSTER", "MEET", "127.0.0.1", str(other.port))
+        wait_for(lambda: all(b"cluster_state:ok" in node.command("CLUSTER", "INFO") for node in (one, other)), 60)
+        assert one.command("CLUSTER", "KEYSLOT", "{upshift}:x") == 3450
+        async with replica(one.url, Limits(requests_per_minute=9, concurrent=3)) as gateway:
+            await gateway.until(up=True)
+            assert left(await gateway.reserve(), "requests") == 8
+        assert other.command("DBSIZE") == 2
+        store = RedisStore(RedisSettings(url=one.url))
+        store.change(keyedits.add({"name": "a", "hash": hash_of("a")}, "x"))
+        assert [key.name for key in (store.load() or KeysFile()).keys] == ["a"]
