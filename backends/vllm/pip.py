@@ -117,10 +117,10 @@ def advice(errors: Sequence[str]) -> str:
 
 
 def _whole(info: Path) -> bool:
-    """Whether every file that the package says it has is there in its size."""
+    """Whether every file that the package says it has is there in its size, except what Python compiles again."""
     try:
         with (info / "RECORD").open(encoding="utf-8", newline="") as record:
-            rows = [(path, int(size)) for path, _, size in csv.reader(record) if size]
+            rows = [(path, int(size)) for path, _, size in csv.reader(record) if size and not path.endswith(".pyc")]
     except (OSError, ValueError):
         return False
     return all(_has_size(info.parent / path, size_bytes) for path, size_bytes in rows)
