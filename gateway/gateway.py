@@ -81,7 +81,9 @@ class Gateway:
         self.served = assemble(settings, make_backends)
         self.readiness = health.Readiness(self.served.upstreams)
         self.registry = registry_for(
-            GatewayCollector(self.metrics, lambda: self.served.upstreams, lambda: self.router.waiting)
+            GatewayCollector(
+                self.metrics, lambda: self.served.upstreams, lambda: self.router.waiting, self._still_running
+            )
         )
         self.guard = _guard(settings)
         if self._shared is not None:
@@ -155,6 +157,16 @@ class Gateway:
     async def _start(self, members: Iterable[Member]) -> None:
         for member in members:
             await member.membership.start(self.metrics.series(member.model, member.kind).engine, self._swap)
+
+    def _still_running(self) -> list[tuple[str, Upstream]]:
+        """(model, upstream) of those that get no new requests and have not gone yet."""
+        asked = {upstream for _, upstream in self.served.upstreams}
+        known = (
+            (member.model, upstream)
+            for member in (*self.served.members, *self._leaving)
+            for upstream in (*member.upstreams, *member.membership.leaving)
+        )
+        return [(model, upstream) for model, upstream in known if upstream not in asked]
 
     def _swap(self, before: tuple[Upstream, ...], after: tuple[Upstream, ...]) -> None:
         """Replicas have joined or left: `after` take the places of `before` in the pool that has them."""

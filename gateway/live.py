@@ -22,13 +22,20 @@ _PAIR = ["model", "backend"]
 _Members = Mapping[tuple[str, str], Sequence[Upstream]]
 
 
-def live_families(upstreams: Iterable[tuple[str, Upstream]]) -> Iterator[Metric]:
-    """Of (model, upstream) as they are now."""
+def live_families(
+    upstreams: Iterable[tuple[str, Upstream]], leaving: Iterable[tuple[str, Upstream]] = ()
+) -> Iterator[Metric]:
+    """Of (model, upstream) as they are now; those that are `leaving` get no new requests and count as draining."""
+    found, gone = _by_pair(upstreams), _by_pair(leaving)
+    yield from _ours(found, gone)
+    yield from _theirs(found)
+
+
+def _by_pair(upstreams: Iterable[tuple[str, Upstream]]) -> _Members:
     found: dict[tuple[str, str], list[Upstream]] = {}
     for model, upstream in upstreams:
         found.setdefault((model, upstream.backend.name), []).append(upstream)
-    yield from _ours(found)
-    yield from _theirs(found)
+    return found
 
 
 def counted_families(counted: Iterable[tuple[list[str], EngineCounts]]) -> Iterator[Metric]:
@@ -45,13 +52,15 @@ def counted_families(counted: Iterable[tuple[list[str], EngineCounts]]) -> Itera
     yield from (queries, hits, preemptions)
 
 
-def _ours(members: _Members) -> Iterator[Metric]:
+def _ours(members: _Members, leaving: _Members) -> Iterator[Metric]:
     in_flight = GaugeMetricFamily("upshift_in_flight", "Requests dispatched and not yet released.", labels=_PAIR)
     up = GaugeMetricFamily("upshift_backend_up", "1 while the backend is ready for requests.", labels=_PAIR)
     replicas = GaugeMetricFamily("upshift_backend_replicas", "Engines by state.", labels=[*_PAIR, "state"])
     for pair, upstreams in members.items():
+        gone = leaving.get(pair, ())
         states = Counter(upstream.backend.state for upstream in upstreams)
-        in_flight.add_metric([*pair], sum(upstream.in_flight for upstream in upstreams))
+        states[BackendState.DRAINING] += len(gone)
+        in_flight.add_metric([*pair], sum(upstream.in_flight for upstream in (*upstreams, *gone)))
         up.add_metric([*pair], float(states[BackendState.READY] > 0))
         for state in BackendState:
             replicas.add_metric([*pair, state], states[state])

@@ -112,11 +112,13 @@ class GatewayCollector(Collector):
         metrics: Metrics,
         upstreams: Callable[[], Iterable[tuple[str, Upstream]]],
         queues: Callable[[], Iterable[tuple[str, int]]] = lambda: (),
+        leaving: Callable[[], Iterable[tuple[str, Upstream]]] = lambda: (),
     ) -> None:
-        """`upstreams` by model; `queues`: how many requests of each model wait."""
+        """`upstreams` by model, and those `leaving`; `queues`: how many requests of each model wait."""
         self._metrics = metrics
         self._upstreams = upstreams
         self._queues = queues
+        self._leaving = leaving
 
     def collect(self) -> Iterator[Metric]:
         """Called by prometheus_client for each scrape."""
@@ -189,7 +191,7 @@ class GatewayCollector(Collector):
         yield from (decisions, waits, retries, depth)
 
     def _live(self) -> Iterator[Metric]:
-        yield from live_families(self._upstreams())
+        yield from live_families(self._upstreams(), self._leaving())
         yield from counted_families((pair, series.engine) for pair, series in self._metrics.items())
 
 

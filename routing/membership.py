@@ -62,6 +62,11 @@ class Membership:
         await asyncio.gather(*tasks, *map(self._end, everybody), return_exceptions=True)
 
     @property
+    def leaving(self) -> Upstreams:
+        """Replicas that have left and finish what runs on them."""
+        return tuple(self._leaving)
+
+    @property
     def in_flight(self) -> int:
         """Requests that run on it, those on replicas that are leaving included."""
         return sum(upstream.in_flight for upstream in (*self.upstreams, *self._leaving))

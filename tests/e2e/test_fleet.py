@@ -170,6 +170,23 @@ async def test_name_that_nobody_is_behind_yet_says_so_and_serves_once_there_is(f
     assert (answer.status_code, answer.headers["x-upshift-backend"]) == (200, "vllm")
 
 
+async def test_answer_on_a_replica_that_leaves_is_finished_and_counted(fleet: Fleet) -> None:
+    first, second, _ = fleet.replicas
+    fleet.name(first)
+    await until(lambda: fleet.gateway.readiness.ready)
+    asked = body(model="m", max_tokens=300, stream=True)
+    calling = asyncio.create_task(fleet.gateway.client.post(CHAT, json=asked, timeout=60))
+    await until(lambda: first.running == 1)
+    fleet.name(second)
+    await until(lambda: fleet.members() == {f"http://{second.host}"})
+    pair = {"model": "m", "backend": "vllm"}
+    assert await fleet.gateway.metric("upshift_in_flight", **pair) == 1
+    assert await fleet.gateway.metric("upshift_backend_replicas", **pair, state="draining") == 1
+    answer = await calling
+    assert answer.text.count('"content"') == 301
+    assert answer.text.endswith("[DONE]\n\n")
+
+
 async def test_dns_that_dies_takes_nobody_away(fleet: Fleet) -> None:
     fleet.name(*fleet.replicas)
     await until(lambda: len(fleet.members()) == 3)

@@ -49,6 +49,19 @@ def test_replicas_of_one_kind_are_one_sample() -> None:
     assert found["upshift_engine_preemptions_total/m/vllm"] == 1
 
 
+def test_replica_that_leaves_counts_as_long_as_something_runs_on_it() -> None:
+    registry = CollectorRegistry()
+    members = [("m", _vllm(1, EngineLoad(1, 0, None, 0.0)))]
+    leaving = [("m", _vllm(2, EngineLoad(2, 0, None, 0.0))), ("removed", _vllm(3, None))]
+    registry.register(GatewayCollector(Metrics(), lambda: members, leaving=lambda: leaving))
+    pair = {"model": "m", "backend": "vllm"}
+    assert registry.get_sample_value("upshift_in_flight", pair) == 3
+    assert registry.get_sample_value("upshift_in_flight", {**pair, "model": "removed"}) is None
+    assert registry.get_sample_value("upshift_backend_replicas", {**pair, "state": "ready"}) == 1
+    assert registry.get_sample_value("upshift_backend_replicas", {**pair, "state": "draining"}) == 1
+    assert registry.get_sample_value("upshift_engine_running", pair) == 1
+
+
 def test_engine_that_says_nothing_has_no_sample() -> None:
     found = shown(Metrics(), _vllm(1, None))
     assert [name for name in found if name.startswith("upshift_engine_")] == []
