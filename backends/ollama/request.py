@@ -28,8 +28,10 @@ _OPTIONS = {
     "presence_penalty": "presence_penalty",
     "repetition_penalty": "repeat_penalty",
 }
-# They change nothing about the answer of a single local model.
-_WITHOUT_EFFECT = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
+# They change nothing about the answer of a single local model. Ollama's prefix caches cannot be kept apart.
+_WITHOUT_EFFECT = frozenset(
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "cache_salt"}
+)
 _READ_ELSEWHERE = frozenset({"model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "stop"})
 # Only with the value that asks for nothing.
 _NEUTRAL: Mapping[str, Any] = {
