@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from backends.vllm.environment import default_folder, installed
 from tests.benchmarks.random_model import SHAPES, write_random_model
 from tests.engine import EngineUnderTest, running_engine
 from tests.vllm import VllmUnderTest, running_vllm
@@ -27,6 +28,15 @@ def engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         tiny_model, tmp_path_factory.mktemp("engine"), "--parallel", "4", "--max-waiting", "8", "--name", "alias"
     ) as engine:
         yield engine
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without vLLM its tests are skipped, and say so; `make test` tries to install it."""
+    if installed(default_folder()) is None:
+        skip = pytest.mark.skip(reason="vLLM is not installed; `make vllm` installs it or says why not")
+        for item in items:
+            if item.get_closest_marker("vllm") is not None:
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")
