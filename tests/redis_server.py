@@ -68,7 +68,7 @@ class RedisServer:
     def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
         self.options = options
-        self.port = _free_port()
+        self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -150,8 +150,8 @@ def _answer(stream: Any) -> Any:
     return rest
 
 
-def _free_port() -> int:
-    """One whose neighbour 10,000 further on exists as well: nodes of a cluster talk there."""
+def free_port() -> int:
+    """A free one, whose neighbour 10,000 further on exists as well: nodes of a cluster talk there."""
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     "--port", type=click.IntRange(0, 65535), help="Port to listen on; 0 lets the system choose. [default: 8484]"
 )
 @click.option("--workers", metavar="N", help="Processes that serve clients; `auto`: one per usable core. [default: 1]")
-@click.option("--auth", metavar="KEYS.yaml|none", help="API keys of the clients, or the word none.")
+@click.option("--auth", metavar="KEYS.yaml|KEYS.db|none", help="API keys of the clients, or the word none.")
 def serve(  # noqa: PLR0917 - click gives them by name
     file: Path | None,
     chosen: tuple[str, ...],
@@ -91,6 +91,7 @@ def _overrides(  # noqa: PLR0917 - the one call has the same names
     if workers is not None:
         found.append(Override(("server", "workers"), scalar(workers), "--workers"))
     if auth is not None:
-        value = auth if auth == "none" else {"keys_file": absolute_path(auth, Path.cwd())}
+        place = "keys_store" if auth.endswith((".db", ".sqlite", ".sqlite3")) else "keys_file"
+        value = auth if auth == "none" else {place: absolute_path(auth, Path.cwd())}
         found.append(Override(("auth",), value, "--auth"))
     return found

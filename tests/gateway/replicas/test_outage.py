@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import trustme
 
+from config.errors import ConfigError
 from config.redis import RedisSettings
 from gateway import keyedits
 from gateway.errors import LimitsUnavailable, RateLimited, answer
@@ -21,7 +23,7 @@ from gateway.replicas.keys import RedisStore
 from tests.engine import wait_for
 from tests.gateway.metering import left
 from tests.gateway.replicas.sharing import replica
-from tests.redis_server import RedisServer, running_redis
+from tests.redis_server import RedisServer, free_port, running_redis
 
 NOBODY = "redis://127.0.0.1:1"
 
@@ -251,3 +253,25 @@ async def test_cluster_is_asked_where_its_keys_are(tmp_path: Path) -> None:
         store = RedisStore(RedisSettings(url=one.url))
         store.change(keyedits.add({"name": "a", "hash": hash_of("a")}, "x"))
         assert [key.name for key in (store.load() or KeysFile()).keys] == ["a"]
+
+
+async def test_redis_behind_tls_is_trusted_by_its_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    port = free_port()
+    names = {"--tls-cert-file": "cert.pem", "--tls-key-file": "key.pem", "--tls-ca-cert-file": "ca.pem"}
+    files = [word for option, name in names.items() for word in (option, str(tmp_path / name))]
+    with running_redis(tmp_path / "redis", "--tls-port", str(port), "--tls-auth-clients", "no", *files):
+        url = f"rediss://localhost:{port}"
+        async with replica(url, Limits(requests_per_minute=9)) as gateway:
+            with pytest.raises(LimitsUnavailable):
+                await gateway.reserve()
+        with pytest.raises(ConfigError, match="certificate verify failed"):
+            RedisStore(RedisSettings(url=url)).load()
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        async with replica(url, Limits(requests_per_minute=9)) as gateway:
+            assert left(await gateway.reserve(), "requests") == 8
+        assert RedisStore(RedisSettings(url=url)).load() is None
