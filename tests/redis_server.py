@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.benchmarks.bench_engine_build import CACHE
 from tests.engine import wait_for
 
@@ -22,7 +24,7 @@ START_SECONDS = 60
 
 
 class CannotInstall(Exception):
-    """There is neither a redis-server nor a way to get one."""
+    """apt-get could not fetch a redis-server."""
 
 
 def redis_program() -> tuple[str, dict[str, str]]:
@@ -49,8 +51,8 @@ def _fetch(folder: Path) -> None:
             _runs(["apt-get", "--quiet", "update"], folder)
             if not _runs(download, folder):
                 raise CannotInstall(f"apt-get download failed; see {folder / 'install.log'}")
-    except FileNotFoundError as error:
-        raise CannotInstall("there is no redis-server on the PATH and no apt-get to fetch one") from error
+    except FileNotFoundError:
+        pytest.skip("there is no redis-server on the PATH, and no apt-get to fetch one")
     for archive in folder.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], check=True, timeout=_INSTALL_SECONDS)
     (folder / ".complete").touch()
