@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -119,6 +121,27 @@ async def test_failures_open_the_breaker_and_then_nothing_is_sent() -> None:
         await the_router.dispatch(REQUEST)
     assert 500 < (refused.value.retry_after_seconds or 0) <= 600
     assert (len(backend.requests), upstream.breaker.state(0.0)) == (4, BreakerState.OPEN)
+
+
+async def test_while_one_request_is_the_trial_others_are_refused() -> None:
+    hold = asyncio.Event()
+    backend = FakeBackend("vllm")
+    upstream = Upstream(backend)
+    the_router = router(upstream, breaker={"failures": 1, "open_seconds": 0.01})
+    upstream.breaker.settings = the_router.lanes["m"].plan.breaker
+    upstream.breaker.failed(perf_counter() - 1)
+    backend.before = [hold]
+    trial = asyncio.create_task(the_router.dispatch(REQUEST))
+    await backend.called.wait()
+    async with asyncio.timeout(10):
+        with pytest.raises(Unavailable):
+            await the_router.dispatch(REQUEST)
+    hold.set()
+    routed = await trial
+    assert upstream.breaker.state(perf_counter()) is BreakerState.CLOSED
+    await (await the_router.dispatch(REQUEST)).aclose()
+    await routed.aclose()
+    assert len(backend.requests) == 2
 
 
 async def test_answers_that_break_off_count_as_failures() -> None:

@@ -204,6 +204,6 @@ async def test_what_an_engine_says_of_itself_is_corrected_by_what_it_was_sent_si
     assert upstream.look(0.0).outstanding == 8
     upstream.in_flight = 0
     assert upstream.look(0.0).outstanding == 4
-    upstream.load = EngineLoad(0, 0, None, 0.0)
-    upstream.in_flight = 3
-    assert upstream.look(0.0).outstanding == 3, "never less than our own"
+    upstream.in_flight = 5
+    upstream.load = EngineLoad(2, 0, None, 0.0)
+    assert upstream.look(0.0).outstanding == 5, "never less than our own"
