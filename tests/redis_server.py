@@ -126,8 +126,8 @@ class RedisServer:
 def running_redis(folder: Path, *options: str) -> Iterator[RedisServer]:
     """A server until the end of the block."""
     server = RedisServer(folder, *options)
-    server.start()
     try:
+        server.start()
         yield server
     finally:
         server.stop()
