@@ -31,11 +31,12 @@ def status(lane: Lane) -> dict[str, Any]:
     signals = lane.signals()
     now = perf_counter()
     members = zip(lane.pool.upstreams, signals.upstreams, strict=True)
+    kinds = {seen.kind for seen in signals.upstreams}
     return {
         "model": lane.pool.model,
         "policy": lane.plan.policy,
         "replicas": lane.plan.replicas,
-        "preferred": lane.stage.kind if lane.plan.policy == "graduate" else None,
+        "preferred": lane.stage.kind if lane.plan.policy == "graduate" and len(kinds) > 1 else None,
         "waiting": len(lane.admission),
         "retries": lane.budget.spent,
         "upstreams": [_upstream(upstream, seen, now) for upstream, seen in members],
@@ -67,6 +68,7 @@ def explain(lane: Lane, ask: Ask) -> dict[str, Any]:
     """What would happen to a request like `ask`: the decision, each rule, and why not the others."""
     signals = lane.signals()
     decision = decide(lane.plan, signals, ask)
+    reason = lane.told(decision)
     labels = [upstream.label for upstream in lane.pool.upstreams]
     first = first_token_seconds(signals)
     return {
@@ -74,7 +76,7 @@ def explain(lane: Lane, ask: Ask) -> dict[str, Any]:
         "policy": lane.plan.policy,
         "upstream": labels[decision.upstreams[0]] if decision.upstreams else None,
         "backend": signals.upstreams[decision.upstreams[0]].kind if decision.upstreams else None,
-        "reason": decision.reason,
+        "reason": reason,
         "rules": [
             {
                 "use": rule.use,
@@ -88,7 +90,7 @@ def explain(lane: Lane, ask: Ask) -> dict[str, Any]:
                 "name": labels[index],
                 "backend": seen.kind,
                 "place": decision.upstreams.index(index) + 1 if index in decision.upstreams else None,
-                "why_not": _why_not(index, seen, decision.upstreams, decision.reason, ask),
+                "why_not": _why_not(index, seen, decision.upstreams, reason, ask),
                 "predicted_first_token_seconds": round(first[index], 4),
                 "predicted_queue_seconds": _queue(seen.kind, signals),
             }

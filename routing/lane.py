@@ -138,9 +138,12 @@ class Lane:
         upstream.breaker.begin(signals.now)
         if ticket.tried:
             return upstream, CAPABILITY if ticket.too_long else FAILOVER
-        if len(self.pool.upstreams) == 1 and decision.reason != RULE:
-            return upstream, ONLY
-        return upstream, decision.reason
+        return upstream, self.told(decision)
+
+    def told(self, decision: Decision) -> str:
+        """The reason of a decision as clients are told it: where there is one upstream no policy chose it."""
+        chosen = decision.upstreams and decision.reason != RULE
+        return ONLY if chosen and len(self.pool.upstreams) == 1 else decision.reason
 
     def give_back(self, upstream: Upstream) -> None:
         """A place on `upstream` is free again."""

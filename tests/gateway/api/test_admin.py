@@ -80,6 +80,17 @@ async def test_explain_says_where_and_why_not_elsewhere(capsys: pytest.CaptureFi
         }
 
 
+async def test_of_a_model_with_one_upstream_no_policy_is_told() -> None:
+    async with Replica("fake") as one:
+        model = {"name": "fake", "gguf": {"openai": one.address}}
+        async with serving(edge={"models": [model]}) as gateway:
+            await gateway.ready()
+            told = (await gateway.client.post("/admin/explain", json={"model": "fake"})).json()
+            assert (told["backend"], told["reason"]) == ("gguf", "only")
+            (status,) = (await gateway.client.get("/admin/status")).json()["models"]
+            assert status["preferred"] is None
+
+
 @pytest.mark.parametrize(
     ("question", "status", "text"),
     [
