@@ -36,7 +36,9 @@ async def _refuse(call: Call, error: BaseException, refusal: ErrorAnswer, reques
     unread = call.more_body
     if unread:
         call.keep_alive = False
-    headers = (*refusal.headers, (b"x-request-id", request_id.encode()))
+    # The framing is the call's to add.
+    headers = [header for header in refusal.headers if header[0] != b"content-length"]
+    headers.append((b"x-request-id", request_id.encode()))
     call.start(refusal.status, b"".join(b"%b: %b\r\n" % header for header in headers), len(refusal.body))
     if not unread or isinstance(error, BodyTimeout):
         call.finish(refusal.body)

@@ -114,3 +114,23 @@ async def test_client_that_left_before_its_turn_is_not_served() -> None:
         await gateway.settled()
         assert backend.requests == []
         assert [line["code"] for line in gateway.lines()] == ["client_disconnected"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (request(b"{}"), b"400"),
+        (request(path=CHAT).replace(b"application/json", b"text/plain"), b"415"),
+        (request(json.dumps(body(model="other")).encode()), b"404"),
+        (request().replace(b"host: localhost", b"host: evil.example"), b"421"),
+    ],
+)
+async def test_a_refusal_says_its_length_once(sent: bytes, status: bytes) -> None:
+    """Node's and aiohttp's clients take two as an attack, and their user never reads why."""
+    async with serving(FakeBackend()) as gateway:
+        answer = await gateway.raw(sent.replace(b"content-type:", b"connection: close\r\ncontent-type:"))
+        head, _, content = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 " + status)
+        names = [line.partition(b":")[0].lower() for line in head.split(b"\r\n")[1:]]
+        assert len(set(names)) == len(names)
+        assert b"content-length: %d" % len(content) in head
