@@ -72,6 +72,11 @@ class Breaker:
         """Sets `clear` once everything is over."""
         self.clear = not self._openings and now >= self._rest_until and self.warmth(now) >= 1.0
 
+    def only_warms(self, now: float) -> bool:
+        """Whether nothing but the slow start is left, which is no matter where there is no other upstream."""
+        self.refresh(now)
+        return not self._openings and now >= self._rest_until
+
     def begin(self, now: float) -> None:
         """A request is sent. In half-open that is the trial."""
         if self._openings and now >= self._open_until:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from math import ceil, inf
+from time import perf_counter
 
 from backends.base import Backend, BackendState
 from backends.load import EngineLoad
@@ -114,7 +115,9 @@ class Upstream:
     @property
     def takes_more(self) -> bool:
         """Whether one more request may be sent now: the least that has to be known where there is no other upstream."""
-        return self.breaker.clear and self._in_flight < self.limit and self.backend.state is BackendState.READY
+        breaker = self.breaker
+        well = breaker.clear or breaker.only_warms(perf_counter())
+        return well and self._in_flight < self.limit and self.backend.state is BackendState.READY
 
     def answered(self, now: float, service_seconds: float, first_token_seconds: float | None, events: int) -> None:
         """A whole answer has come; a stream of `events` tells when its first token came."""
