@@ -1,26 +1,26 @@
 """API keys at the Redis that replicas share, over a blocking connection: for the command line, and in a thread.
 
 One document and a number that grows with each change, in one slot of a cluster. Neighbours: ../keystore.py (the other
-places for keys), wire.py (the protocol).
+places for keys), link.py (the limits' connection, which is another matter: docs/decisions/012).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import socket
-import ssl
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from config.document import Document
 from config.errors import ConfigError, Problem
 from config.redis import RedisSettings, RedisUrl
 from config.validate import validate
 from gateway.keysfile import KeysFile
-from gateway.replicas.wire import Incomplete, RedisRefused, decode, encode, moved_to
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 TIMEOUT_SECONDS = 5.0
 # Editors that change the keys between reading and writing of another one, before that one gives up.
@@ -76,36 +76,31 @@ class RedisStore:
 
     def _ask(self, *words: bytes) -> Any:
         """One command over a connection of its own: they are few, and none is kept for somebody to close."""
+        from redis.exceptions import RedisError  # noqa: PLC0415 - loaded by those who keep their keys there
+
         try:
-            with contextlib.closing(self._connect()) as connection:
-                return _exchange(connection, words)
-        except (OSError, RedisRefused, ValueError, EOFError) as error:
+            with contextlib.closing(self._connect()) as client:
+                return client.execute_command(*words)  # type: ignore[no-untyped-call]
+        except (OSError, RedisError) as error:
             raise self._failed(str(error) or "no answer") from error
 
-    def _connect(self) -> socket.socket:
+    def _connect(self) -> Redis:
         """To the first server that takes writes. Raises what `_ask` catches."""
+        from redis.exceptions import MovedError, RedisError  # noqa: PLC0415
+
         last: Exception = OSError("redis.url names no server")
         urls = list(self._settings.urls)
         for url in urls:
-            connection = None
+            client = _client(url, url.password or self._password())
             try:
-                connection = _open(url)
-                password = url.password or self._password()
-                if password:
-                    user = [url.user.encode()] if url.user else []
-                    _exchange(connection, (b"AUTH", *user, password.encode()))
-                if url.database:
-                    _exchange(connection, (b"SELECT", b"%d" % url.database))
-                _exchange(connection, (b"DEL", self._document + b":probe"))
-            except (OSError, RedisRefused, ValueError, EOFError) as error:
+                client.delete(self._document + b":probe")
+            except (OSError, RedisError) as error:
                 last = error
-                elsewhere = moved_to(error)
-                if elsewhere is not None and len(urls) < 2 * len(self._settings.urls) + 1:
-                    urls.append(replace(url, host=elsewhere[0], port=elsewhere[1]))
-                if connection is not None:
-                    connection.close()
+                client.close()
+                if isinstance(error, MovedError) and len(urls) < 2 * len(self._settings.urls) + 1:
+                    urls.append(replace(url, host=error.host, port=error.port))
             else:
-                return connection
+                return client
         raise last
 
     def _password(self) -> str:
@@ -116,29 +111,22 @@ class RedisStore:
         return ConfigError(self.where, (Problem((), f"cannot be used: {why}"),))
 
 
-def _open(url: RedisUrl) -> socket.socket:
-    if url.path is not None:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(TIMEOUT_SECONDS)
-        connection.connect(url.path)
-        return connection
-    connection = socket.create_connection((url.host, url.port), TIMEOUT_SECONDS)
-    return ssl.create_default_context().wrap_socket(connection, server_hostname=url.host) if url.tls else connection
+def _client(url: RedisUrl, password: str) -> Redis:
+    """One connection to one server, opened by the first command."""
+    from redis import Redis  # noqa: PLC0415
+    from redis.backoff import NoBackoff  # noqa: PLC0415
+    from redis.retry import Retry  # noqa: PLC0415
 
-
-def _exchange(connection: socket.socket, words: tuple[bytes, ...]) -> Any:
-    """One command and its answer. Raises RedisRefused, OSError, EOFError and ValueError."""
-    connection.sendall(encode(words))
-    data = b""
-    while True:
-        more = connection.recv(65536)
-        if not more:
-            raise EOFError("the connection is lost")
-        data += more
-        try:
-            answer, _ = decode(data, 0)
-        except Incomplete:
-            continue
-        if isinstance(answer, RedisRefused):
-            raise answer
-        return answer
+    return Redis(
+        host=url.host,
+        port=url.port,
+        unix_socket_path=url.path,
+        db=url.database,
+        username=url.user or None,
+        password=password or None,
+        ssl=url.tls,
+        socket_timeout=TIMEOUT_SECONDS,
+        socket_connect_timeout=TIMEOUT_SECONDS,
+        retry=Retry(NoBackoff(), 0),
+        protocol=2,
+    )

@@ -106,7 +106,10 @@ async def test_failed_start_says_why() -> None:
         await Chat(backend, "fake", None).start(lambda _: None)
 
 
-def test_interrupt_stops_the_call_and_leaves_the_loop_running() -> None:
+def test_interrupt_stops_the_call_and_leaves_the_loop_running(request: pytest.FixtureRequest) -> None:
+    # Whoever started us in the background of a script has SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     cleaned = threading.Event()
 
     async def long() -> None:
