@@ -389,6 +389,8 @@ def _shape_of(path: Path) -> ModelShape | None:
 
 
 def _check_magic(path: Path) -> None:
+    if path.is_fifo():
+        raise LlamaError(f"{path} is a pipe and no file")  # opening it would wait for somebody to write
     try:
         with path.open("rb") as file:
             magic = file.read(4)

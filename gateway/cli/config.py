@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gateway.cli import models
+
 if TYPE_CHECKING:
-    from config.load import Loaded
+    from collections.abc import Sequence
+
+    from config.load import Loaded, Override
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -42,11 +46,14 @@ def check(file: Path | None) -> None:
 
 @config.command()
 @click.option("--config", "file", type=_FILE, help="YAML file with the settings. [default: UPSHIFT_CONFIG]")
-def show(file: Path | None) -> None:
+@click.option("--profile", type=click.Choice(models.PROFILES), help="As of `serve`.")
+def show(file: Path | None, profile: str | None) -> None:
     """Print the settings in effect as YAML, each with where it came from."""
+    from config.load import Override  # noqa: PLC0415 - help must not pay for pydantic
     from config.show import show as as_yaml  # noqa: PLC0415
 
-    click.echo(as_yaml(_load(file)), nl=False)
+    overrides = [] if profile is None else [Override(("profile",), profile, "--profile")]
+    click.echo(as_yaml(_load(file, overrides)), nl=False)
 
 
 @config.command()
@@ -57,11 +64,11 @@ def schema() -> None:
     click.echo(json.dumps(Settings.model_json_schema(), indent=2))
 
 
-def _load(file: Path | None) -> Loaded:
+def _load(file: Path | None, overrides: Sequence[Override] = ()) -> Loaded:
     from config.errors import ConfigError  # noqa: PLC0415 - help must not pay for pydantic
     from config.load import load  # noqa: PLC0415
 
     try:
-        return load(file)
+        return load(file, overrides=overrides)
     except ConfigError as error:
         raise click.ClickException(str(error)) from error

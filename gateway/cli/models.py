@@ -5,6 +5,7 @@ Looks at eight bytes: a wrong path is worth finding before anything is started. 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -35,6 +36,8 @@ def name_and_source(argument: str) -> tuple[str, str]:
         name, source = "", argument
     if not source:
         raise click.UsageError(f"{argument!r} has no path after the equals sign.")
+    if equals and not name and not Path(argument).exists():
+        raise click.UsageError(f"{argument!r} has no name before the equals sign.")
     source = source_path(source, Path.cwd())
     return name or _name_of(source), source
 
@@ -71,6 +74,8 @@ def problem_with(source: str | None) -> str:
         return ""
     path = _path(source)
     try:
+        if path.is_fifo():
+            raise OSError(errno.EINVAL, "it is a pipe")  # opening one waits for somebody to write
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))
     except FileNotFoundError:

@@ -25,12 +25,10 @@ _COMMANDS = "/clear forgets the conversation, /bye leaves; Ctrl-C stops an answe
 @click.option(
     "--temperature",
     type=click.FloatRange(0, 2),
-    default=0.7,
-    show_default=True,
-    help="0 always takes the likeliest word.",
+    help="0 always takes the likeliest word. [default: 0.7; for demo 0]",
 )
 def run(
-    *, model: str, question: tuple[str, ...], system: str | None, context_tokens: int | None, temperature: float
+    *, model: str, question: tuple[str, ...], system: str | None, context_tokens: int | None, temperature: float | None
 ) -> int:
     """Chat with MODEL (`demo`, the path of a .gguf file, or NAME=PATH) in the terminal.
 
@@ -45,6 +43,9 @@ def run(
     settings = models.as_settings(model, context_tokens)
     models.check_source(settings.gguf.source if settings.gguf else None)
     once = _question(question)
+    if temperature is None:
+        # So small a model knows its answers by heart or not at all.
+        temperature = 0.0 if settings.gguf and settings.gguf.source == models.DEMO else 0.7
 
     from backends.factory import create_backends  # noqa: PLC0415 - help must not pay for the engine's side
     from gateway.cli.chat import Chat, ChatFailed, LoopThread  # noqa: PLC0415

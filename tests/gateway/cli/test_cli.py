@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -47,6 +48,7 @@ def test_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) -> Non
         (["serve", "--workers", "many"], 1, "should be a whole number or should be 'auto' (from --workers)"),
         (["serve", "--model", "./nothing.gguf"], 1, "there is no file"),
         (["serve", "--model", "a="], 2, "no path after"),
+        (["serve", "--model", "=demo"], 2, "no name before"),
         (
             ["serve", "--model", "a b=demo"],
             1,
@@ -80,16 +82,23 @@ def test_mistakes_are_one_line_and_an_exit_code(
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(b"", "is not a GGUF file"), (b"PK\x03\x04", "is not a GGUF file"), (None, "cannot be read")],
-    ids=["empty", "zip", "a folder"],
+    [
+        (b"", "is not a GGUF file"),
+        (b"PK\x03\x04", "is not a GGUF file"),
+        (None, "cannot be read"),
+        ("pipe", "a pipe"),
+    ],
+    ids=["empty", "zip", "a folder", "a pipe"],
 )
 @pytest.mark.parametrize("command", ["serve", "run"])
 def test_file_that_cannot_be_a_model_is_found_out_first(
-    command: str, content: bytes | None, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, content: bytes | str | None, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "model.gguf"
     if content is None:
         file.mkdir()
+    elif isinstance(content, str):
+        os.mkfifo(file)
     else:
         file.write_bytes(content)
     arguments = ["serve", "--model", f"m={file}"] if command == "serve" else ["run", str(file), "hi"]
@@ -170,3 +179,9 @@ def test_serve_says_which_model_a_profile_leaves_with_nothing(
     assert main(["serve", "--config", str(file), "--profile", "dev"]) == 1
     told = capsys.readouterr().err
     assert "upshift.yaml: models[0]: profile dev leaves 'far' with nothing to serve it" in told
+
+
+def test_config_show_takes_the_profile(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("UPSHIFT_CONFIG", raising=False)
+    assert main(["config", "show", "--profile", "prod"]) == 0
+    assert 'profile: "prod"  # --profile' in capsys.readouterr().out
