@@ -86,6 +86,8 @@ _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 # The last line of a traceback, such as "ValueError: no such thing" or "pkg.errors.Bad: why".
 _EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Failure|Invalid\w*): \S")
+# Said when nothing else is: a process that was killed has no last words.
+_DEAD = re.compile(r"EngineDeadError|EngineCore encountered an issue")
 _EMPTY = re.compile(
     r"Engine core initialization failed|WorkerProc initialization failed|See root cause above|^\s*raise "
 )
@@ -102,6 +104,8 @@ def vllm_sign(line: str) -> Sign | None:
     for pattern, said in _CAUSES:
         if pattern.search(text):
             return Sign(cause=said.format(line=_plain(text)), weight=2)
+    if _DEAD.search(text):
+        return Sign(cause="its engine core has ended")
     return Sign(cause=_plain(text)) if _EXCEPTION.match(text) else None
 
 

@@ -36,6 +36,12 @@ NOISE_AFTER = [
             id="no-weights",
         ),
         pytest.param(
+            "vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue. See stack trace (above) for "
+            "the root cause.",
+            "its engine core has ended",
+            id="engine-core-killed",
+        ),
+        pytest.param(
             WORKER + "safetensors_rust.SafetensorError: Error while deserializing header: incomplete metadata",
             "the model's weights are damaged: safetensors_rust.SafetensorError: Error while deserializing header: "
             "incomplete metadata",
