@@ -49,6 +49,11 @@ class BorrowedEngine:
         """Why the engine is FAILED, in one line; empty when it is well."""
         return self._status.failure
 
+    @property
+    def restarts(self) -> int:
+        """How often the engine had to be started again."""
+        return self._status.restarts
+
     async def send(self, request: InferenceRequest) -> BackendResponse:
         """As EngineBackend's."""
         if self._status.state is not BackendState.READY:

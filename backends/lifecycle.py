@@ -55,13 +55,14 @@ class EngineStatus:
     """What callers of an engine know of it. Plain values: with more than one worker it crosses to other processes.
 
     `address` is as HttpClient takes it and fixed for the engine's life; `progress` is the loading of the model from 0.0
-    to 1.0; `failure` says in one line why it is FAILED.
+    to 1.0; `failure` says in one line why it is FAILED; `restarts` how often it had to be started again.
     """
 
     address: str
     state: BackendState
     progress: float = 0.0
     failure: str = ""
+    restarts: int = 0
 
 
 @dataclass(slots=True)

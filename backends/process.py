@@ -82,7 +82,7 @@ class EngineProcess:
     @property
     def status(self) -> EngineStatus:
         """What callers, here or in another process, have to know."""
-        return EngineStatus(self.address, self.state, self.progress, self.failure)
+        return EngineStatus(self.address, self.state, self.progress, self.failure, self.restarts)
 
     @property
     def restarts(self) -> int:

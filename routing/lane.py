@@ -195,4 +195,4 @@ class Lane:
         elif isinstance(error, InvalidRequest):
             upstream.breaker.succeeded(now)  # it answered
         else:
-            upstream.breaker.failed(now)
+            upstream.failed(now)

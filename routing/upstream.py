@@ -34,6 +34,7 @@ class Upstream:
         "_in_flight_at_load",
         "_load",
         "_pace",
+        "_restarts",
         "_seen",
         "_seen_state",
         "_whole_limit",
@@ -69,6 +70,7 @@ class Upstream:
         self._in_flight_at_load = 0
         # The last look, as long as it holds: of sixteen upstreams, one or two change between two decisions.
         self._seen: UpstreamSignals | None = None
+        self._restarts = 0
         self._seen_state: BackendState | None = None
 
     @property
@@ -119,6 +121,16 @@ class Upstream:
         well = breaker.clear or breaker.only_warms(perf_counter())
         return well and self._in_flight < self.limit and self.backend.state is BackendState.READY
 
+    @property
+    def restarts(self) -> int:
+        """How often its engine had to be started again, as far as that is known here."""
+        return getattr(self.backend, "restarts", 0)
+
+    def failed(self, now: float) -> None:
+        """A request has failed there, by its fault."""
+        self._restarts = self.restarts
+        self.breaker.failed(now)
+
     def answered(self, now: float, service_seconds: float, first_token_seconds: float | None, events: int) -> None:
         """A whole answer has come; a stream of `events` tells when its first token came."""
         if self.breaker.doubted:
@@ -137,6 +149,10 @@ class Upstream:
         if state is BackendState.READY and self._seen_state not in (None, BackendState.READY):
             breaker.came_back(now)
         if not breaker.clear:
+            if state is BackendState.READY and self.restarts != self._restarts:
+                # Started again, and nobody looked in between.
+                self._restarts = self.restarts
+                breaker.came_back(now)
             breaker.refresh(now)
         in_flight, limit, load = self._in_flight, self.limit, self._load
         outstanding, slots = in_flight, limit

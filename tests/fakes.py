@@ -81,6 +81,7 @@ class FakeBackend:
         self.state = state
         self.progress = 1.0 if state is BackendState.READY else 0.0
         self.failure = ""
+        self.restarts = 0
         # What happened:
         self.requests: list[InferenceRequest] = []
         self.open = 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import perf_counter
 
 import pytest
 
@@ -207,3 +208,17 @@ async def test_what_an_engine_says_of_itself_is_corrected_by_what_it_was_sent_si
     upstream.in_flight = 5
     upstream.load = EngineLoad(2, 0, None, 0.0)
     assert upstream.look(0.0).outstanding == 5, "never less than our own"
+
+
+async def test_an_engine_that_was_started_again_is_asked_at_once() -> None:
+    """Its failures are those of the process before, and nobody may have looked while it was down."""
+    backend = FakeBackend()
+    router, upstream = _router(backend)
+    for _ in range(20):
+        upstream.failed(perf_counter())
+    backend.restarts += 1
+    routed = await router.dispatch(_request())
+    await routed.aclose()
+    assert len(backend.requests) == 1
+    upstream.failed(perf_counter())
+    assert upstream.breaker.failures == 1, "and counts anew"
