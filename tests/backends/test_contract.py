@@ -142,7 +142,8 @@ async def test_call_that_is_cancelled_ends_the_work(subject: Subject) -> None:
         pytest.skip("it answers at once")
     calls = [asyncio.create_task(subject.backend.send(long(subject, stream=False))) for _ in range(3)]
     async with asyncio.timeout(LIMIT_SECONDS):
-        while not await subject.running():  # noqa: ASYNC110 - nobody tells
+        # vLLM tells every now and then: on a quick machine it may be done before it has said that it began.
+        while not await subject.running() and not all(call.done() for call in calls):  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.001)
     for call in calls:
         call.cancel()
