@@ -85,7 +85,8 @@ def _gguf_choice(model: ModelSettings, profile: Profile, around: Surroundings | 
         return
     place = settings.source or settings.url or ""
     fit = _fit_of_gguf(model, settings, around)
-    yield Choice(GGUF, place, True, _role_of_gguf(model, profile), _against(fit), fit)
+    shape = around.shapes.get((model.name, GGUF)) if around is not None else None
+    yield Choice(GGUF, place, True, _role_of_gguf(model, profile), _too_long(model, shape) or _against(fit), fit)
 
 
 def _fit_of_gguf(model: ModelSettings, settings: GgufSettings, around: Surroundings | None) -> Fit | None:
@@ -124,13 +125,17 @@ def _launched(model: ModelSettings, settings: VllmSettings, profile: Profile, ar
         return Choice(VLLM, place, True, "launched here")
     fit = vllm_fit(shape, settings, around.hardware, model.context_tokens) if isinstance(shape, ModelShape) else None
     gpus = gpus_for(settings, around.hardware)
-    where = f"on {fit.gpus if fit else len(gpus)} × {gpus[0].name}" if gpus else "on the CPU"
+    # Of a checkpoint whose size nobody knows here, `auto` makes one part.
+    parts = 1 if settings.tensor_parallel == "auto" else settings.tensor_parallel
+    count = fit.gpus if fit else parts * settings.pipeline_parallel * settings.data_parallel
+    where = f"on {count} × {gpus[0].name}" if gpus else "on the CPU"
     there = around.vllm_installed or settings.python is not None or settings.command is not None
     missing = "" if there else "vLLM is not installed (`upshift engine install vllm`)"
+    against = _too_long(model, shape) or _against(fit)
     if profile == "prod":
-        return Choice(VLLM, place, True, f"profile prod asks it first, {where}", missing or _against(fit), fit)
+        return Choice(VLLM, place, True, f"profile prod asks it first, {where}", missing or against, fit)
     obstacle = "" if gpus else _no_gpu(around.hardware)
-    obstacle = obstacle or missing or _against(fit)
+    obstacle = obstacle or missing or against
     if obstacle:
         return Choice(VLLM, place, False, obstacle, fit=fit)
     known = f"fits {where}" if fit is not None else f"{where}; its size is not known: {shape}"
@@ -144,6 +149,16 @@ def _no_gpu(hardware: Hardware) -> str:
         gpu = hardware.gpus.devices[0]
         return f"vLLM does not run on {gpu.name} ({gpu.capability})"
     return hardware.gpus.problem or "this machine has no GPU"
+
+
+def _too_long(model: ModelSettings, shape: object) -> str:
+    """What speaks against more context than the model was trained for: vLLM refuses it, and llama.cpp writes noise."""
+    if model.context_tokens is None or not isinstance(shape, ModelShape):
+        return ""
+    trained = shape.context_tokens
+    if not 0 < trained < model.context_tokens:
+        return ""
+    return f"context_tokens is {model.context_tokens}, and the model was trained for {trained}: set {trained} or less"
 
 
 def _against(fit: Fit | None) -> str:

@@ -161,3 +161,20 @@ def test_a_vllm_that_is_kept_from_all_gpus_is_left_out() -> None:
     hidden = VllmSettings(source="org/m", environment={"CUDA_VISIBLE_DEVICES": ""})
     _, vllm = choose(LAUNCHED.model_copy(update={"vllm": hidden}), "auto", around("8xH100"))
     assert (vllm.served, vllm.reason) == (False, "its environment leaves it no GPU")
+
+
+def test_more_context_than_the_model_was_trained_for_is_doubted() -> None:
+    too_much = LLAMA_8B.context_tokens + 1
+    model = LAUNCHED.model_copy(update={"context_tokens": too_much})
+    expected = f"context_tokens is {too_much}, and the model was trained for {LLAMA_8B.context_tokens}"
+    (prod, _) = choose(model, "prod", around("8xH100"))
+    assert (prod.served, prod.doubt.startswith(expected)) == (True, True)
+    (_, auto) = choose(model, "auto", around("8xH100"))
+    assert (auto.served, auto.reason.startswith(expected)) == (False, True)
+    enough = LAUNCHED.model_copy(update={"context_tokens": LLAMA_8B.context_tokens})
+    assert not any("trained for" in choice.reason + choice.doubt for choice in choose(enough, "prod", around("8xH100")))
+
+
+def test_of_a_size_that_nobody_knows_one_gpu_is_taken() -> None:
+    (prod, _) = choose(LAUNCHED, "prod", around("8xH100", "it is not here yet"))
+    assert prod.reason.endswith("on 1 × NVIDIA H100 80GB HBM3")
