@@ -58,8 +58,12 @@ class VllmUnderTest:
 
     def wait_ready(self) -> None:
         """Returns when vLLM answers; fails when it never will."""
-        wait_for(lambda: self.state() == "ready" or "failed" in self.state() or self._ended(), START_SECONDS)
+        wait_for(lambda: self.state() == "ready" or self._gave_up() or self._ended(), START_SECONDS)
         assert self.state() == "ready", f"{self.failure()}\n{self.gateway.log.read_text()[-4000:]}"
+
+    def _gave_up(self) -> bool:
+        """Failed for good: between two starts, seconds lie in which it has failed as well."""
+        return "failed" in self.state() and "engine demo/vllm could not be started" in self.gateway.log.read_text()
 
     def _ended(self) -> bool:
         return self.gateway.process.poll() is not None
