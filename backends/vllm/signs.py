@@ -32,7 +32,6 @@ _PROGRESS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], float]], ...] 
 )
 
 _MEMORY = "; set kv_cache_bytes or memory_share, or lower context_tokens"
-_WHOLE = "{line}"
 
 # What is said, and how to say it: {line} is the line without its prefix, {0} what the pattern found.
 _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(

@@ -19,8 +19,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from config.schema import Settings
 from gateway.health import Readiness, announce
 from gateway.reload import Reloader, Source
+from gateway.served import MakeBackends
 from gateway.workers.channel import Channel
-from gateway.workers.kept import Engine, Engines, MakeBackends, stop
+from gateway.workers.kept import Engine, Engines, stop
 from gateway.workers.supervisor import END, HOPELESS
 from gateway.workers.tally import Member, Tally
 

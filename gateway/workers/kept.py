@@ -10,17 +10,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from backends.base import Backend
 from backends.engine import EngineBackend
 from config.schema import ModelSettings, Settings
+from gateway.served import MakeBackends
 from gateway.workers.channel import Channel
 from routing.upstream import Upstream
-
-MakeBackends = Callable[[ModelSettings], Sequence[Backend]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,22 +13,13 @@ from hypothesis import strategies as st
 from backends.fit import GIB, MIB, Fit, gguf_fit, gguf_needs, gguf_parallel, gib, most
 from backends.gguf.demo import DEMO_MODEL_PATH
 from backends.gguf.shape import read_shape
-from backends.shape import Layer, ModelShape
 from tests.backends.gguf.buffers import buffer_bytes
 from tests.backends.gguf.odd_models import write_hybrid, write_latent, write_recurrent, write_wide_heads
+from tests.backends.vllm.test_fit import LLAMA_8B as CHECKPOINT_8B
 from tests.benchmarks.random_model import Shape, write_random_model
 
-LLAMA_8B = ModelShape(
-    architecture="llama",
-    weights="Q4_K",
-    weight_bytes=4_920_000_000,
-    layers=(Layer(kv_elements=2048, kv_heads=8),) * 32,
-    width=4096,
-    feed_forward=14336,
-    heads=32,
-    vocabulary=128_256,
-    context_tokens=131_072,
-)
+# The same model as a GGUF.
+LLAMA_8B = replace(CHECKPOINT_8B, weights="Q4_K", weight_bytes=4_920_000_000)
 
 
 @pytest.mark.engine
