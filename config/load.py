@@ -25,6 +25,7 @@ ENVIRONMENT: Mapping[str, Place] = {
     "UPSHIFT_PROFILE": ("profile",),
     "UPSHIFT_HOST": ("server", "host"),
     "UPSHIFT_PORT": ("server", "port"),
+    "UPSHIFT_LOG_FORMAT": ("log", "format"),
 }
 
 

@@ -13,8 +13,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import TextIO
 
 import httpx
 
@@ -23,6 +25,10 @@ PORT = os.environ.get("UPSHIFT_PORT", "8484")
 URL = f"http://{HOST}:{PORT}"
 START_SECONDS = 120
 VLLM_START_SECONDS = 900
+LAST_LINES_SECONDS = 5
+
+# Held by whoever writes to the terminal: what the gateway has to say must not run through an answer.
+terminal = threading.Lock()
 
 
 def main() -> int:
@@ -34,9 +40,18 @@ def main() -> int:
     # Ctrl-C reaches the gateway as well, it is in our process group: it drains, and its exit code is ours.
     signal.signal(signal.SIGINT, lambda *_: None)
     upshift = Path(sys.executable).with_name("upshift")
-    # Its access lines would run through the answer.
-    gateway = subprocess.Popen([str(upshift), "serve"], stdout=subprocess.DEVNULL)
+    environment = dict(os.environ)
+    if sys.stderr.isatty():
+        environment.setdefault("UPSHIFT_LOG_FORMAT", "pretty")
+    # Nobody wants an access line for each question here.
+    gateway = subprocess.Popen(
+        [str(upshift), "serve"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    )
     signal.signal(signal.SIGTERM, lambda *_: gateway.terminate())
+    assert gateway.stderr is not None  # noqa: S101 - it is a pipe
+    lines = threading.Thread(target=pass_on, args=(gateway.stderr,), daemon=True)
+    lines.start()
+    failed = False
     try:
         if wait_ready(gateway):
             ask(question)
@@ -45,13 +60,22 @@ def main() -> int:
             show_how_to_go_on()
     except httpx.HTTPError as error:
         say(f"\nthe question failed: {error}")
+        failed = True
         gateway.terminate()
-        gateway.wait()
-        return 1
-    return gateway.wait()
+    code = gateway.wait()
+    lines.join(LAST_LINES_SECONDS)
+    return 1 if failed else code
 
 
-def wait_ready(gateway: subprocess.Popen[bytes]) -> bool:
+def pass_on(lines: TextIO) -> None:
+    """Shows each line, when nothing else is being written."""
+    for line in lines:
+        with terminal:
+            sys.stderr.write(line)
+            sys.stderr.flush()
+
+
+def wait_ready(gateway: subprocess.Popen[str]) -> bool:
     """Whether the gateway became ready; False when it ended, which it explained itself."""
     deadline = time.monotonic() + START_SECONDS
     while gateway.poll() is None:
@@ -67,7 +91,7 @@ def wait_ready(gateway: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def wait_for_vllm(gateway: subprocess.Popen[bytes]) -> bool:
+def wait_for_vllm(gateway: subprocess.Popen[str]) -> bool:
     """Whether vLLM became ready; False when it failed, which the gateway has explained. Says now and then how far it
     is."""
     deadline = time.monotonic() + VLLM_START_SECONDS
@@ -87,9 +111,9 @@ def wait_for_vllm(gateway: subprocess.Popen[bytes]) -> bool:
 
 
 def ask(question: str) -> None:
-    say(f"\n> {question}\n")
     body = {"model": "demo", "stream": True, "temperature": 0, "messages": [{"role": "user", "content": question}]}
-    with httpx.stream("POST", f"{URL}/v1/chat/completions", json=body, timeout=60) as response:
+    with terminal, httpx.stream("POST", f"{URL}/v1/chat/completions", json=body, timeout=60) as response:
+        print(f"\n> {question}\n", flush=True)
         if response.status_code != 200:
             response.read()
             raise httpx.HTTPStatusError(response.text, request=response.request, response=response)
@@ -98,7 +122,7 @@ def ask(question: str) -> None:
                 for choice in json.loads(line.removeprefix("data: "))["choices"]:
                     sys.stdout.write(choice["delta"].get("content") or "")
                     sys.stdout.flush()
-    say(f"\n\n(answered by {response.headers.get('x-upshift-backend')})\n")
+        print(f"\n\n(answered by {response.headers.get('x-upshift-backend')})\n", flush=True)
 
 
 def show_how_to_go_on() -> None:
@@ -119,7 +143,8 @@ Ctrl-C stops it.""")
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    with terminal:
+        print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from backends.gguf.generation import Generation, Output
 from backends.gguf.sampler import TokenLogprob
-from backends.gguf.toolcalls import ToolCall, ToolCallParser
+from backends.gguf.toolcalls import Arguments, CallStart, Part, ToolCallParser
 
 DONE = b"data: [DONE]\n\n"
 Json = dict[str, Any]
@@ -74,7 +74,7 @@ class Answer:
 
 
 class ChatAnswer(Answer):
-    """/v1/chat/completions. With `tools`, Hermes calls in the text become `tool_calls`."""
+    """/v1/chat/completions. With `tools`, Hermes calls in the text become `tool_calls`, piece by piece."""
 
     object, chunk_object, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
@@ -83,7 +83,6 @@ class ChatAnswer(Answer):
     ) -> None:
         super().__init__(model, pieces, generations)
         self._parsers = [ToolCallParser() if tools else None for _ in generations]
-        self._calls = [0] * len(generations)
         self._logprobs = logprobs
 
     def opening(self) -> bytes:
@@ -107,7 +106,7 @@ class ChatAnswer(Answer):
         parts = self._parse(output)
         reason = self._reason(index, output.finish_reason)
         logprobs = self._logprobs_of([output])
-        deltas = [self._delta(index, part) for part in parts]
+        deltas = self._deltas_of(index, parts)
         if not deltas and (reason or logprobs):
             deltas = [{}]
         last = len(deltas) - 1
@@ -119,11 +118,10 @@ class ChatAnswer(Answer):
     def choice(self, index: int, outputs: Sequence[Output]) -> Json:
         parts = [part for output in outputs for part in self._parse(output)]
         text = "".join(part for part in parts if isinstance(part, str))
-        calls = [part for part in parts if isinstance(part, ToolCall)]
+        calls = _whole_calls(parts)
         message: Json = {"role": "assistant", "content": text if text.strip() or not calls else None, "refusal": None}
         if calls:
-            message["tool_calls"] = [_tool_call(call) for call in calls]
-            self._calls[index] = len(calls)
+            message["tool_calls"] = calls
         return {
             "index": index,
             "message": message,
@@ -131,21 +129,32 @@ class ChatAnswer(Answer):
             "finish_reason": self._reason(index, outputs[-1].finish_reason),
         }
 
-    def _parse(self, output: Output) -> list[str | ToolCall]:
+    def _deltas_of(self, index: int, parts: Sequence[Part]) -> list[Json]:
+        parser = self._parsers[index]
+        begun = parser.calls - sum(isinstance(part, CallStart) for part in parts) if parser else 0
+        deltas: list[Json] = []
+        for part in parts:
+            if isinstance(part, str):
+                deltas.append({"content": part})
+            elif isinstance(part, CallStart):
+                deltas.append({"tool_calls": [{"index": begun, **_new_call(part)}]})
+                begun += 1
+            else:
+                deltas.append({"tool_calls": [{"index": begun - 1, "function": {"arguments": part.text}}]})
+        return deltas
+
+    def _parse(self, output: Output) -> list[Part]:
         parser = self._parsers[output.index]
         if parser is None:
             return [output.text] if output.text else []
         parts = parser.feed(output.text)
         return parts + parser.flush() if output.finish_reason else parts
 
-    def _delta(self, index: int, part: str | ToolCall) -> Json:
-        if isinstance(part, str):
-            return {"content": part}
-        self._calls[index] += 1
-        return {"tool_calls": [{"index": self._calls[index] - 1, **_tool_call(part)}]}
-
     def _reason(self, index: int, reason: str | None) -> str | None:
-        return "tool_calls" if reason == "stop" and self._calls[index] else reason
+        """A call that was cut is none to act upon: then the reason stays what cut it."""
+        parser = self._parsers[index]
+        called = parser is not None and parser.calls > 0 and not parser.cut
+        return "tool_calls" if reason == "stop" and called else reason
 
     def _logprobs_of(self, outputs: Sequence[Output]) -> Json | None:
         if not self._logprobs:
@@ -202,9 +211,20 @@ def _chat_delta(index: int, delta: Json, logprobs: Json | None, reason: str | No
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _tool_call(call: ToolCall) -> Json:
-    function = {"name": call.name, "arguments": call.arguments}
+def _new_call(start: CallStart) -> Json:
+    function = {"name": start.name, "arguments": ""}
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+
+
+def _whole_calls(parts: Sequence[Part]) -> list[Json]:
+    """The calls among `parts`, each with all of its arguments."""
+    calls: list[Json] = []
+    for part in parts:
+        if isinstance(part, CallStart):
+            calls.append(_new_call(part))
+        elif isinstance(part, Arguments):
+            calls[-1]["function"]["arguments"] += part.text
+    return calls
 
 
 def _finite(logprob: float) -> float:

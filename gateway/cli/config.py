@@ -32,7 +32,11 @@ def config() -> None:
 @config.command()
 @click.argument("file", type=_FILE, required=False)
 def check(file: Path | None) -> None:
-    """Report everything wrong with FILE (default: UPSHIFT_CONFIG), the files it names, and whether its models exist."""
+    """Report everything wrong with FILE (default: UPSHIFT_CONFIG), the files it names, and whether its models exist.
+
+    \b
+    upshift config check upshift.yaml
+    """
     from config.errors import ConfigError  # noqa: PLC0415 - help must not pay for pydantic
     from gateway.cli.settings import usable  # noqa: PLC0415
 
@@ -48,7 +52,12 @@ def check(file: Path | None) -> None:
 @click.option("--config", "file", type=_FILE, help="YAML file with the settings. [default: UPSHIFT_CONFIG]")
 @click.option("--profile", type=click.Choice(models.PROFILES), help="As of `serve`.")
 def show(file: Path | None, profile: str | None) -> None:
-    """Print the settings in effect as YAML, each with where it came from."""
+    """Print the settings in effect as YAML, each with where it came from.
+
+    \b
+    upshift config show
+    upshift config show --config upshift.yaml --profile prod
+    """
     from config.load import Override  # noqa: PLC0415 - help must not pay for pydantic
     from config.show import show as as_yaml  # noqa: PLC0415
 
@@ -58,7 +67,11 @@ def show(file: Path | None, profile: str | None) -> None:
 
 @config.command()
 def schema() -> None:
-    """Print the JSON Schema of the settings, for editors."""
+    """Print the JSON Schema of the settings, for editors.
+
+    \b
+    upshift config schema > upshift.schema.json
+    """
     from config.schema import Settings  # noqa: PLC0415
 
     click.echo(json.dumps(Settings.model_json_schema(), indent=2))

@@ -21,7 +21,12 @@ def demo() -> None:
 
 @demo.command()
 def path() -> None:
-    """Print where the demo model's GGUF file is."""
+    """Print where the demo model's GGUF file is.
+
+    \b
+    upshift demo path
+    llama-server -m "$(upshift demo path)"
+    """
     from backends.gguf.demo import DEMO_MODEL_PATH  # noqa: PLC0415
 
     models.check_source(models.DEMO)
@@ -31,7 +36,11 @@ def path() -> None:
 @demo.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 def export(directory: Path) -> None:
-    """Write the demo model to DIRECTORY in the Hugging Face layout (safetensors, tokenizer, config)."""
+    """Write the demo model to DIRECTORY in the Hugging Face layout (safetensors, tokenizer, config).
+
+    \b
+    upshift demo export ./demo-hf
+    """
     models.check_source(models.DEMO)
     try:
         from backends.gguf.demo.export import export as write  # noqa: PLC0415 - needs numpy and safetensors

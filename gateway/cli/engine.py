@@ -75,6 +75,8 @@ def engine(
     \b
     upshift engine demo
     upshift engine ./llama.gguf --port 9001 --name llama --parallel 8
+    upshift engine ./llama.gguf --uds /run/llama.sock --context-tokens 8192 --threads 4
+    curl --unix-socket /run/llama.sock http://engine/health
 
     `upshift engine install vllm` makes an environment for the other engine: see `upshift engine install --help`.
     """

@@ -9,5 +9,9 @@ import click
 
 @click.command()
 def version() -> None:
-    """Print the version."""
+    """Print the version.
+
+    \b
+    upshift version
+    """
     click.echo(distribution_version("upshift"))

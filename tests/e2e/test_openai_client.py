@@ -93,6 +93,44 @@ def test_a_tool_call(client: OpenAI) -> None:
     assert (call.function.name, call.function.arguments) == ("get_weather", '{"city": "Oslo"}')
 
 
+def test_a_tool_call_comes_in_pieces(client: OpenAI) -> None:
+    messages: list[Any] = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    chunks = list(ask(client, messages=messages, tools=WEATHER, temperature=0, stream=True))
+    calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+    assert [call.function.name for call in calls if call.id] == ["get_weather"]
+    assert "".join(call.function.arguments for call in calls) == '{"city": "Oslo"}'
+    assert len(calls) > 2, "the arguments came in one piece"
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+def test_a_tool_call_that_is_cut_shows_no_markup(client: OpenAI) -> None:
+    messages: list[Any] = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    options: dict[str, Any] = {"messages": messages, "tools": WEATHER, "temperature": 0}
+    whole = ask(client, **options)
+    seen = set()
+    for length in range(1, whole.usage.completion_tokens):
+        (choice,) = ask(client, **options, max_tokens=length).choices
+        calls = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls or ()]
+        assert (choice.finish_reason, choice.message.content or "") == ("length", "")
+        assert all(name == "get_weather" and '{"city": "Oslo"}'.startswith(part) for name, part in calls)
+        deltas = [c.choices[0].delta for c in ask(client, **options, max_tokens=length, stream=True)]
+        pieces = [call.function for delta in deltas for call in delta.tool_calls or ()]
+        assert "".join(delta.content or "" for delta in deltas) == ""
+        assert [piece.name for piece in pieces if piece.name] == [name for name, _ in calls]
+        assert "".join(piece.arguments for piece in pieces) == "".join(part for _, part in calls)
+        seen |= set(calls)
+    assert ("get_weather", "") in seen, "never cut behind the name"
+    assert any(0 < len(part) < len('{"city": "Oslo"}') for _, part in seen), "never cut in the arguments"
+
+
+def test_a_tool_call_that_a_stop_string_cuts_is_none_to_act_upon(client: OpenAI) -> None:
+    messages: list[Any] = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    choice = ask(client, messages=messages, tools=WEATHER, temperature=0, stop=["Oslo"]).choices[0]
+    (call,) = choice.message.tool_calls
+    assert (call.function.name, call.function.arguments) == ("get_weather", '{"city": "')
+    assert (choice.finish_reason, choice.message.content) == ("stop", None)
+
+
 def test_a_system_prompt_sets_the_name(client: OpenAI) -> None:
     messages: list[Any] = [
         {"role": "system", "content": "You are Marvin."},

@@ -358,7 +358,10 @@ def test_a_call_that_is_required_is_one_of_the_tools(engine: EngineUnderTest, ch
         response = chat(engine, **fields, temperature=1.2, seed=4, stream=streamed)
         if streamed:
             *_, last = (event["choices"][0] for event in events(response) if event["choices"])
-            (call,) = [c for e in events(response) for c in e["choices"][0]["delta"].get("tool_calls", ())]
+            first, *rest = [c for e in events(response) for c in e["choices"][0]["delta"].get("tool_calls", ())]
+            assert all(piece["index"] == 0 and "id" not in piece for piece in rest)
+            arguments = "".join(piece["function"]["arguments"] for piece in (first, *rest))
+            call = {**first, "function": {**first["function"], "arguments": arguments}}
         else:
             last = response.json()["choices"][0]
             (call,) = last["message"]["tool_calls"]

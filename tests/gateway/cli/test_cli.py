@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import click
 import pytest
 
-from gateway.cli import main
+from gateway.cli import main, upshift
 
-COMMANDS = ["serve", "run", "engine", "keys", "config", "doctor", "demo", "version"]
-KEYS = [["keys", command] for command in ("add", "list", "revoke", "rotate")]
+
+def commands(of: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """`of` and every command below it, by the words that name it."""
+    yield path
+    for name, command in of.commands.items() if isinstance(of, click.Group) else ():
+        yield from commands(command, (*path, name))
 
 
 @pytest.mark.parametrize(
-    "command", [[], *([name] for name in COMMANDS), *KEYS], ids=lambda command: " ".join(command) or "-"
+    "command", [*commands(upshift), ("engine", "install")], ids=lambda command: " ".join(command) or "-"
 )
-def test_help_has_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_examples(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert "Usage: upshift" in shown
-    assert f"upshift {' '.join(command)}" in shown
+    # At the beginning of a line, or behind what its output goes to: "Usage: upshift" is no example.
+    assert re.search(rf"^ +(?:[A-Z]+=\$\()?{' '.join(('upshift', *command))}\b", shown, re.MULTILINE), shown
 
 
 def test_help_imports_nothing_heavy() -> None:
