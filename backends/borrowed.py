@@ -12,6 +12,7 @@ from backends.base import BackendResponse, BackendState, InferenceRequest
 from backends.engine import not_ready
 from backends.http import HttpClient
 from backends.inquiry import Inquiry
+from backends.launch import EnginePlan
 from backends.lifecycle import EngineStatus
 from backends.openai import OpenAIBackend
 
@@ -19,12 +20,17 @@ from backends.openai import OpenAIBackend
 class BorrowedEngine:
     """Calls an engine as EngineBackend does and knows of it what it is told. Belongs to one event loop."""
 
-    def __init__(self, kind: str, status: EngineStatus, let_go: Callable[[], None]) -> None:
-        """The address in `status` holds for good; `kind` is "gguf" or "vllm". `let_go` is called when this calls it no
-        more."""
-        self.name = kind
+    def __init__(
+        self, plan: EnginePlan, status: EngineStatus, let_go: Callable[[], None], wake: Callable[[], None]
+    ) -> None:
+        """The address in `status` holds for good; `plan` is what its owner started. `let_go` is called when this calls
+        it no more, `wake` when somebody needs it while it is asleep."""
+        self.name = plan.kind
+        self.idle_stop_seconds = plan.idle_stop_seconds
         self._let_go = let_go
+        self._ask_owner = wake
         self._status = status
+        self._asked = False
         # As in EngineBackend: how long an answer may take is for the caller to say.
         self._client = HttpClient(status.address, response_timeout_seconds=inf, idle_timeout_seconds=inf)
         self._calls = OpenAIBackend(self.name, self._client, state=lambda: self.state)
@@ -33,6 +39,7 @@ class BorrowedEngine:
     def tell(self, status: EngineStatus) -> None:
         """What is known of the engine from now on."""
         self._status = status
+        self._asked = False
 
     @property
     def state(self) -> BackendState:
@@ -50,6 +57,11 @@ class BorrowedEngine:
         return self._status.failure
 
     @property
+    def asleep(self) -> bool:
+        """As EngineBackend's."""
+        return self._status.asleep
+
+    @property
     def restarts(self) -> int:
         """How often the engine had to be started again."""
         return self._status.restarts
@@ -59,6 +71,12 @@ class BorrowedEngine:
         if self._status.state is not BackendState.READY:
             raise not_ready(self.name, self._status)
         return await self._calls.send(request)
+
+    def wake(self) -> None:
+        """Has its owner start it if it is asleep; returns at once. Said once, until there is news of it."""
+        if self.asleep and not self._asked:
+            self._asked = True
+            self._ask_owner()
 
     async def start(self) -> None:
         """Nothing: its owner starts the engine."""

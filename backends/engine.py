@@ -19,7 +19,7 @@ from backends.process import EngineProcess
 
 def not_ready(kind: str, status: EngineStatus) -> BackendError:
     """What a call to an engine in any state but READY raises."""
-    if status.state is BackendState.STARTING:
+    if status.state is BackendState.STARTING or status.asleep:
         return BackendLoading("The model is loading.", backend=kind, progress=status.progress)
     return BackendUnavailable(f"The engine is {status.state}: {status.failure or 'not running'}.", backend=kind)
 
@@ -28,8 +28,10 @@ class EngineBackend:
     """One engine process, which it owns, and the calls to it. `name` is the kind of engine, "gguf" or "vllm"; `inquiry`
     asks it how busy it is."""
 
-    def __init__(self, kind: str, process: EngineProcess) -> None:
+    def __init__(self, kind: str, process: EngineProcess, idle_stop_seconds: float | None = None) -> None:
+        """`idle_stop_seconds` is for whoever stops engines that have nothing to do; None: never."""
         self.name = kind
+        self.idle_stop_seconds = idle_stop_seconds
         self._process = process
         self._connect()
 
@@ -65,6 +67,11 @@ class EngineBackend:
         return self._process.gave_up
 
     @property
+    def asleep(self) -> bool:
+        """Whether it was stopped for want of requests, or is being started after that."""
+        return self._process.asleep
+
+    @property
     def restarts(self) -> int:
         """How often the engine had to be started again."""
         return self._process.restarts
@@ -96,6 +103,14 @@ class EngineBackend:
     async def wait_ready(self, timeout_seconds: float) -> None:
         """Returns once calls make sense. Raises EngineStartFailed or BackendTimeout."""
         await self._process.wait_ready(timeout_seconds)
+
+    async def sleep(self) -> None:
+        """Ends the engine within its grace, until `wake`. For one without requests: those would be cut off."""
+        await self._process.sleep()
+
+    def wake(self) -> None:
+        """Starts it if it is asleep; returns at once. However many ask for it, it is one start."""
+        self._process.wake()
 
     async def stop(self) -> None:
         """Ends the engine within its grace, and with it every call that is still running. Idempotent."""

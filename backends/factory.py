@@ -31,7 +31,7 @@ def own_engine(plan: EnginePlan) -> EngineBackend:
         served_names=plan.served_names,
         environment=plan.environment,
     )
-    return EngineBackend(plan.kind, process)
+    return EngineBackend(plan.kind, process, plan.idle_stop_seconds)
 
 
 def create_backends(model: ModelSettings, engine: Callable[[EnginePlan], Backend] = own_engine) -> tuple[Backend, ...]:
@@ -98,4 +98,4 @@ def _gguf_plan(model: ModelSettings, gguf: GgufSettings) -> EnginePlan:
             threads=gguf.threads,
         )
 
-    return EnginePlan(GGUF, f"{model.name}/{GGUF}", argv)
+    return EnginePlan(GGUF, f"{model.name}/{GGUF}", argv, idle_stop_seconds=gguf.idle_stop_seconds)

@@ -11,14 +11,15 @@ from typing import Literal
 @dataclass(frozen=True, slots=True)
 class EnginePlan:
     """An engine that is to be launched: its kind ("gguf", "vllm"), a name of its own in this gateway, its command line
-    for a given Unix socket (may take seconds; raises EngineStartFailed), the names that it answers to, and environment
-    variables besides ours."""
+    for a given Unix socket (may take seconds; raises EngineStartFailed), the names that it answers to, environment
+    variables besides ours, and how long it may have nothing to do (None: for ever)."""
 
     kind: str
     name: str
     argv: Callable[[str], Sequence[str]]
     served_names: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    idle_stop_seconds: float | None = None
 
 
 def gguf_engine_argv(

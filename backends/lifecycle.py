@@ -6,7 +6,7 @@ Neighbours: process.py (EngineProcess), which tells what happened and does what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from backends.base import BackendState
@@ -55,7 +55,8 @@ class EngineStatus:
     """What callers of an engine know of it. Plain values: with more than one worker it crosses to other processes.
 
     `address` is as HttpClient takes it and fixed for the engine's life; `progress` is the loading of the model from 0.0
-    to 1.0; `failure` says in one line why it is FAILED; `restarts` how often it had to be started again.
+    to 1.0; `failure` says in one line why it is FAILED; `restarts` how often it had to be started again; `asleep` that
+    it was stopped for want of requests, or is being started after that.
     """
 
     address: str
@@ -63,6 +64,12 @@ class EngineStatus:
     progress: float = 0.0
     failure: str = ""
     restarts: int = 0
+    asleep: bool = False
+
+
+def going_to_sleep(status: EngineStatus) -> EngineStatus:
+    """`status` of an engine that gets no more requests because it is about to sleep."""
+    return replace(status, state=BackendState.DRAINING, asleep=True)
 
 
 @dataclass(slots=True)
@@ -80,8 +87,8 @@ class Lifecycle:
         if following is None:
             raise InvalidTransition(f"{event} while {self.state}")
         if event is Event.STOPPED:
+            # `was_ready` stays: one that is started again on demand has a model that is known to load.
             self.starts = 0
-            self.was_ready = False
             self._delay_seconds = FIRST_DELAY_SECONDS
         self.starts += event is Event.START
         self.was_ready |= event is Event.BECAME_READY

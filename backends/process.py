@@ -33,6 +33,7 @@ class EngineProcess:
 
     `progress` is the loading of the model from 0.0 to 1.0; `failure` says in one line why it is FAILED; `gave_up` that
     it will stay so; `pid` is the running process or None; `address` is where it answers, fixed from the beginning.
+    `asleep`: from `sleep` until it is READY again, or has failed.
     """
 
     def __init__(
@@ -65,6 +66,8 @@ class EngineProcess:
         self._lifecycle = Lifecycle()
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
+        self.asleep = False
+        self._wanted = False
         self.gave_up = False
         self.failure = ""
         # Of the running process:
@@ -82,7 +85,7 @@ class EngineProcess:
     @property
     def status(self) -> EngineStatus:
         """What callers, here or in another process, have to know."""
-        return EngineStatus(self.address, self.state, self.progress, self.failure, self.restarts)
+        return EngineStatus(self.address, self.state, self.progress, self.failure, self.restarts, self.asleep)
 
     @property
     def restarts(self) -> int:
@@ -94,6 +97,9 @@ class EngineProcess:
         Idempotent while it runs."""
         if self.state is BackendState.DRAINING:
             await self.stop()
+        self._begin()
+
+    def _begin(self) -> None:
         if self._task is None or self._task.done():
             self.gave_up = False
             self._enter(Event.START)
@@ -102,6 +108,24 @@ class EngineProcess:
     async def stop(self) -> None:
         """Ends the engine: SIGTERM, after the grace SIGKILL for its whole group. Idempotent; every caller waits for the
         end. Cancelled: SIGKILL now."""
+        self.asleep = False
+        await self._end()
+
+    async def sleep(self) -> None:
+        """As `stop`, but only until somebody calls `wake`."""
+        self.asleep, self._wanted = True, False
+        await self._end()
+        if self._wanted:
+            self.wake()
+
+    def wake(self) -> None:
+        """Starts an engine that is asleep; returns at once. One that is still being stopped is started after that.
+        However often it is called, it is one start."""
+        self._wanted = True
+        if self.asleep and self.state is BackendState.STOPPED:
+            self._begin()
+
+    async def _end(self) -> None:
         if self._task is None or self.state is BackendState.STOPPED:
             return
         if self.state is not BackendState.DRAINING:
@@ -115,6 +139,7 @@ class EngineProcess:
         if self.state is BackendState.DRAINING:
             self._enter(Event.STOPPED)
             self.failure = ""
+            self.progress = 0.0
 
     async def wait_ready(self, timeout_seconds: float) -> None:
         """Returns when the engine is READY. Raises EngineStartFailed when it will not be, BackendTimeout when it is not
@@ -234,7 +259,8 @@ class EngineProcess:
             await asyncio.sleep(self._timing.probe_interval_seconds)
 
     def _enter(self, event: Event) -> None:
-        self._lifecycle.on(event)
+        if self._lifecycle.on(event) in (BackendState.READY, BackendState.FAILED):
+            self.asleep = False
         self._tell()
 
     def _tell(self) -> None:

@@ -16,7 +16,7 @@ from config.limits import LimitsSettings
 from config.redis import RedisSettings
 from config.remote import RemoteSettings
 from config.routing import MaxInFlight, ModelRoutingSettings, RoutingSettings
-from config.tree import DEMO_SOURCE, Endpoint, HostName, ModelName, Network, Profile, SourcePath, Tree
+from config.tree import DEMO_SOURCE, Endpoint, HostName, IdleSeconds, ModelName, Network, Profile, SourcePath, Tree
 from config.vllm import VllmSettings
 
 
@@ -44,13 +44,19 @@ class GgufSettings(RemoteSettings):
     max_in_flight: MaxInFlight = "auto"
     """Requests sent to it at once; others wait in the gateway. `auto` is `parallel` where that is a number."""
 
+    idle_stop_seconds: IdleSeconds = None
+    """The engine is stopped when it had no request for so long, and started again by the next one. Unset: never."""
+
     @model_validator(mode="after")
     def _one_engine(self) -> GgufSettings:
         if [self.source, self.openai, self.ollama].count(None) != 2:
             text = "should have either source (a GGUF file), openai or ollama (the URL of a server)"
             raise PydanticCustomError("one_engine", text)
-        if self.source is None and (self.parallel, self.threads) != ("auto", "auto"):
-            text = "parallel and threads belong to source; a server elsewhere has settings of its own"
+        ours = (self.parallel, self.threads, self.idle_stop_seconds)
+        if self.source is None and ours != ("auto", "auto", None):
+            text = (
+                "parallel, threads and idle_stop_seconds belong to source; a server elsewhere has settings of its own"
+            )
             raise PydanticCustomError("not_our_engine", text)
         if self.model is not None and self.ollama is None:
             raise PydanticCustomError("not_ollama", "model belongs to ollama")

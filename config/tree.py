@@ -10,7 +10,7 @@ import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 DEMO_SOURCE = "demo"
@@ -21,6 +21,8 @@ ModelName = Annotated[
 ]
 HostName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:\[\]-]+$")]
 Profile = Literal["dev", "prod", "auto"]
+# How long an engine of ours has nothing to do before it is stopped; None is never.
+IdleSeconds = Annotated[float, Field(strict=True, ge=1, le=31_536_000)] | None
 SourcePath = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f]+$", strict=True)]
 
 _ENDPOINT = re.compile(r"(https?://(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?)(?:/v1)?/?")

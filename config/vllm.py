@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from config.remote import Discover, RemoteSettings
 from config.routing import MaxInFlight
-from config.tree import Endpoint, SourcePath
+from config.tree import Endpoint, IdleSeconds, SourcePath
 
 _Word = Annotated[str, StringConstraints(max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", strict=True)]
 _Parallel = Annotated[int, Field(strict=True, ge=1, le=1024)]
@@ -119,6 +119,9 @@ class VllmSettings(RemoteSettings):
 
     speculative: dict[str, Any] | None = Field(default=None, min_length=1)
     """vLLM's speculative decoding, as its own configuration: `{method: ngram, num_speculative_tokens: 4}`."""
+
+    idle_stop_seconds: IdleSeconds = None
+    """The engine is stopped when it had no request for so long, and started again by the next one. Unset: never."""
 
     args: dict[_OptionName, Any] = Field(default={}, max_length=128)
     """Any further option of vLLM by its name without dashes: `{enforce-eager: true, swap-space: 8}`. `false` becomes

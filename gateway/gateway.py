@@ -12,6 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
+from backends.base import Backend
+from backends.borrowed import BorrowedEngine
+from backends.engine import EngineBackend
+from backends.residency import Residency, Use
 from config.schema import Settings
 from gateway import health, keyswatch
 from gateway.address import ClientAddress
@@ -35,6 +39,7 @@ from gateway.replicas.limiter import SharedLimiter
 from gateway.replicas.numbers import SharedLimitsCollector
 from gateway.served import MakeBackends, Member, assemble
 from gateway.tracing import Tracer
+from gateway.usage import Usage
 from routing.router import Router
 from routing.tracefile import TraceFile
 from routing.upstream import Upstream
@@ -93,6 +98,9 @@ class Gateway:
         self.router = Router(self.served.catalog, plans_of(settings), workers, self._trace)
         self._issuer = issuer_of(settings, limits.slot_of)
         self._asking: asyncio.Task[None] | None = None
+        # Of every engine launched here; where this process is a worker, its keeper asks.
+        self.usage: dict[Backend, Usage] = {}
+        self._residency = Residency()
         self.entrance = self._entrance(settings, self._issuer)
         self.relay = self._relay(settings, self.guard, self.entrance)
         self._name_series()
@@ -114,6 +122,7 @@ class Gateway:
         ]
         for task in beside:
             task.cancel()
+        await self._residency.stop()
         members = (*self.served.members, *self._leaving)
         stops = (member.membership.stop() for member in members)
         await asyncio.gather(*beside, *self._ending, *stops, return_exceptions=True)
@@ -156,7 +165,19 @@ class Gateway:
 
     async def _start(self, members: Iterable[Member]) -> None:
         for member in members:
+            self._adopt(member)
             await member.membership.start(self.metrics.series(member.model, member.kind).engine, self._swap)
+
+    def _adopt(self, member: Member) -> None:
+        """An engine that was launched here is put to sleep when nobody uses it."""
+        backend = member.upstreams[0].backend
+        if not isinstance(backend, EngineBackend | BorrowedEngine):
+            return
+        series = self.metrics.series(member.model, member.kind)
+        usage = Usage(series, lambda: member.in_flight, lambda: self.router.waiting_for(member.model))
+        self.usage[backend] = usage
+        if isinstance(backend, EngineBackend):
+            self._residency.adopt(backend, Use(usage.used, usage.let_go, lambda: None))
 
     def _still_running(self) -> list[tuple[str, Upstream]]:
         """(model, upstream) of those that get no new requests and have not gone yet."""
@@ -234,6 +255,10 @@ class Gateway:
         task = self._leaving.pop(member)
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+        backend = member.upstreams[0].backend
+        self.usage.pop(backend, None)
+        if isinstance(backend, EngineBackend):
+            self._residency.dismiss(backend)
         await member.membership.stop()
 
 

@@ -39,8 +39,9 @@ class Readiness:
 
     @property
     def waiting_for(self) -> list[str]:
-        """Names of the models that cannot answer now."""
-        ready = {model for model, upstream in self.upstreams if upstream.backend.state is BackendState.READY}
+        """Names of the models that cannot answer now. An engine that is asleep, or wakes, takes requests: they wait for
+        it, and who sends them here need not look elsewhere."""
+        ready = {model for model, upstream in self.upstreams if serves(upstream)}
         return [model for model in dict.fromkeys(model for model, _ in self.upstreams) if model not in ready]
 
     @property
@@ -58,6 +59,15 @@ class Readiness:
         return report
 
 
+def serves(upstream: Upstream) -> bool:
+    """Whether it answers requests, if only once it has been started for them."""
+    return upstream.backend.state is BackendState.READY or _is_asleep(upstream)
+
+
+def _is_asleep(upstream: Upstream) -> bool:
+    return getattr(upstream.backend, "asleep", False)
+
+
 def _describe(model: str, upstream: Upstream) -> dict[str, Any]:
     backend = upstream.backend
     about: dict[str, Any] = {"model": model, "backend": backend.name, "state": str(backend.state)}
@@ -66,6 +76,8 @@ def _describe(model: str, upstream: Upstream) -> dict[str, Any]:
     if address:
         about["address"] = address
     about["in_flight"] = upstream.in_flight
+    if _is_asleep(upstream):
+        about["asleep"] = True
     # Engines launched here know how far they have loaded; remote ones only why they cannot be used.
     if backend.state is BackendState.STARTING:
         about["progress"] = round(float(getattr(backend, "progress", 0.0)), 3)
@@ -117,7 +129,11 @@ async def announce(readiness: Readiness, interval_seconds: float = 0.1) -> None:
         ready &= present
         waiting = {upstream: since for upstream, since in waiting.items() if upstream in present}
         for model, upstream in upstreams:
-            if upstream.backend.state is not BackendState.READY:
+            if _is_asleep(upstream) and upstream.backend.state is not BackendState.STARTING:
+                # Nobody waits for it.
+                ready.discard(upstream)
+                waiting.pop(upstream, None)
+            elif upstream.backend.state is not BackendState.READY:
                 ready.discard(upstream)
                 waiting.setdefault(upstream, monotonic())
             elif upstream not in ready:

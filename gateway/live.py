@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import Metric
 
 from backends.base import BackendState
 from backends.load import EngineCounts
+from gateway.health import serves
 from routing.upstream import Upstream
 
 _PAIR = ["model", "backend"]
@@ -54,14 +55,14 @@ def counted_families(counted: Iterable[tuple[list[str], EngineCounts]]) -> Itera
 
 def _ours(members: _Members, leaving: _Members) -> Iterator[Metric]:
     in_flight = GaugeMetricFamily("upshift_in_flight", "Requests dispatched and not yet released.", labels=_PAIR)
-    up = GaugeMetricFamily("upshift_backend_up", "1 while the backend is ready for requests.", labels=_PAIR)
+    up = GaugeMetricFamily("upshift_backend_up", "1 while the backend is ready, or asleep.", labels=_PAIR)
     replicas = GaugeMetricFamily("upshift_backend_replicas", "Engines by state.", labels=[*_PAIR, "state"])
     for pair, upstreams in members.items():
         gone = leaving.get(pair, ())
         states = Counter(upstream.backend.state for upstream in upstreams)
         states[BackendState.DRAINING] += len(gone)
         in_flight.add_metric([*pair], sum(upstream.in_flight for upstream in (*upstreams, *gone)))
-        up.add_metric([*pair], float(states[BackendState.READY] > 0))
+        up.add_metric([*pair], float(any(map(serves, upstreams))))
         for state in BackendState:
             replicas.add_metric([*pair, state], states[state])
     yield from (in_flight, up, replicas)

@@ -22,6 +22,7 @@ _WHY_NOT = {
     Obstacle.RESTING: "it refused a request and asked to be left alone for a while",
     Obstacle.OPEN: "it failed too often in a row; its breaker is open",
     Obstacle.STARTING: "it is starting",
+    Obstacle.ASLEEP: "it was stopped for want of requests; the next one that would use it starts it",
     Obstacle.DOWN: "it is not up",
 }
 

@@ -15,6 +15,7 @@ from routing import ask as asking
 from routing.admission import Admission, Place
 from routing.ask import Ask
 from routing.budget import RetryBudget
+from routing.demand import wake, wanted
 from routing.errors import NotCapable, Overloaded, RequestRejected, Unavailable
 from routing.policy import CAPABILITY, FAILOVER, GGUF, INCAPABLE, ONLY, REJECTED, RULE, Decision, Plan, decide
 from routing.prediction import queue_seconds
@@ -28,6 +29,7 @@ from routing.upstream import Upstream, UpstreamPool
 REST_SECONDS = 0.25
 
 _ALIVE = (Obstacle.NONE, Obstacle.FULL, Obstacle.RESTING)
+_COMING = (Obstacle.STARTING, Obstacle.ASLEEP)
 
 
 class Lane:
@@ -106,7 +108,7 @@ class Lane:
         """Whether an upstream that is not among `tried` is up, or coming up."""
         now = perf_counter()
         others = [upstream.look(now).obstacle for upstream in self.pool.upstreams if upstream not in tried]
-        return any(obstacle in _ALIVE or obstacle is Obstacle.STARTING for obstacle in others)
+        return any(obstacle in _ALIVE or obstacle in _COMING for obstacle in others)
 
     # -- places --------------------------------------------------------------------------------------------------------
 
@@ -127,6 +129,8 @@ class Lane:
         signals = self.signals(ticket.tried)
         decision = decide(self.plan, signals, ask)
         self.stage = decision.stage
+        for index in wanted(self.plan, signals, ask, decision):
+            wake(self.pool.upstreams[index])
         if not decision.upstreams:
             self._refuse(decision, ask)
             return None
@@ -164,7 +168,7 @@ class Lane:
         now = perf_counter()
         obstacles = {upstream: upstream.look(now).obstacle for upstream in able if upstream not in ticket.tried}
         alive = any(obstacle in _ALIVE for obstacle in obstacles.values())
-        starting = [upstream for upstream, obstacle in obstacles.items() if obstacle is Obstacle.STARTING]
+        starting = [upstream for upstream, obstacle in obstacles.items() if obstacle in _COMING]
         if not alive and not starting:
             waits = [seconds for upstream in able if (seconds := upstream.breaker.free_in_seconds(now)) > 0]
             return Unavailable(self.pool.model, min(waits, default=None))

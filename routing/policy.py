@@ -35,7 +35,7 @@ PREFERRED = "preferred"  # gguf_first, vllm_first
 RULE = "rule"
 CAPABILITY = "capability"  # the preferred kind lacks a feature that the request needs
 SPILL = "spill"  # the preferred kind is full
-BRIDGE = "bridge"  # the preferred kind is starting
+BRIDGE = "bridge"  # the preferred kind is starting, or about to
 FAILOVER = "failover"  # the preferred kind is down, or has just failed at this request
 WAIT = "wait"  # nobody can take it now
 REJECTED = "rejected"  # by a rule
@@ -204,7 +204,7 @@ def _why_not(kind: str, hindered: set[Obstacle], choice: _Choice) -> str:
     """The reason for another kind than `kind`."""
     if Obstacle.FULL in hindered or Obstacle.RESTING in hindered:
         return SPILL
-    if Obstacle.STARTING in hindered:
+    if Obstacle.STARTING in hindered or Obstacle.ASLEEP in hindered:
         return BRIDGE
     if hindered:
         return FAILOVER

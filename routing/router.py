@@ -55,6 +55,11 @@ class Router:
         """How many requests of each model wait."""
         return [(model, len(lane.admission)) for model, lane in self.lanes.items()]
 
+    def waiting_for(self, model: str) -> int:
+        """How many requests of `model` wait; 0 for one that is not served."""
+        lane = self.lanes.get(model)
+        return 0 if lane is None else len(lane.admission)
+
     async def dispatch(self, request: InferenceRequest, ticket: Ticket | None = None) -> Routed:
         """Returns once an upstream has answered with headers; others are asked before that where one fails. Raises
         RoutingError or the last upstream's BackendError; after an error or a cancellation nothing is left in flight."""

@@ -20,6 +20,7 @@ class Obstacle(StrEnum):
     RESTING = "resting"
     OPEN = "open"
     STARTING = "starting"
+    ASLEEP = "asleep"  # stopped for want of requests; one that would use it starts it
     DOWN = "down"
     TRIED = "tried"
 

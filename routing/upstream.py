@@ -178,6 +178,8 @@ class Upstream:
 
     def _obstacle(self, now: float, state: BackendState, *, ramps: bool) -> Obstacle:
         if state is not BackendState.READY:
+            if state is not BackendState.STARTING and getattr(self.backend, "asleep", False):
+                return Obstacle.ASLEEP
             # An engine of ours that has failed is started again, unless it gave up.
             comes = state is BackendState.STARTING or (
                 state is BackendState.FAILED and not getattr(self.backend, "gave_up", True)

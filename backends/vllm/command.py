@@ -38,7 +38,7 @@ def engine_plan(model: ModelSettings, settings: VllmSettings) -> EnginePlan:
         place = str(demo_folder()) if source == DEMO_SOURCE else source
         return argv(settings, place, uds=socket_path, names=names, context_tokens=model.context_tokens)
 
-    return EnginePlan(VLLM, f"{model.name}/{VLLM}", command, names, environment(settings))
+    return EnginePlan(VLLM, f"{model.name}/{VLLM}", command, names, environment(settings), settings.idle_stop_seconds)
 
 
 def argv(

@@ -16,6 +16,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+from backends.residency import Residency, Use
 from config.schema import Settings
 from gateway.health import Readiness, announce
 from gateway.reload import Reloader, Source
@@ -43,6 +44,7 @@ class Keeper:
         self._workers = workers
         self._on_serving = on_serving
         self._engines = Engines(make_backends)
+        self._residency = Residency()
         self._settings = source.loaded.settings
         self._readiness = Readiness(())
         self._reloader = Reloader(source, self._apply)
@@ -70,6 +72,7 @@ class Keeper:
                 for task in self._tasks:
                     task.cancel()
         finally:
+            await self._residency.stop()
             await stop(self._engines.all)
         return code
 
@@ -85,6 +88,9 @@ class Keeper:
     async def _apply(self, settings: Settings) -> None:
         """Starts what is new in `settings` and hands them to the workers, who let go of what is not there any more."""
         new = self._engines.adopt(settings)
+        for engine in new:
+            rest = engine.rest
+            self._residency.adopt(engine.backend, Use(rest.used, rest.let_go, rest.resume))
         self._settings = settings
         self._readiness.upstreams = tuple(self._engines.upstreams)
         self._configure(self._channels)
@@ -95,6 +101,8 @@ class Keeper:
 
     def _tidy(self) -> None:
         unused = self._engines.pop_unused()
+        for engine in unused:
+            self._residency.dismiss(engine.backend)
         if unused:
             self._spawn(stop(unused))
 
@@ -153,11 +161,26 @@ class Keeper:
         elif "left" in message:
             self._engines.give_up(member.channel, message["left"], message["generation"])
             self._tidy()
+        elif "used" in message:
+            for engine in filter(None, map(self._engines.get, message["used"])):
+                engine.rest.note_use()
+        elif "rests" in message or "wake" in message:
+            self._hear_of_sleep(member.channel, message)
         elif message.get("say") == "serving":
             member.serving = True
             if not self._complete and self._tally.serving == self._workers:
                 self._complete = True
                 self._on_serving()
+
+    def _hear_of_sleep(self, channel: Channel, message: dict[str, Any]) -> None:
+        engine = self._engines.get(message["rests"] if "rests" in message else message["wake"])
+        if engine is None:
+            return
+        if "wake" in message:
+            engine.rest.want()
+            engine.backend.wake()
+        else:
+            engine.rest.hear(channel, may=message["may"])
 
     async def _send_total(self, channel: Channel) -> None:
         channel.send({"total": await self._tally.total()})

@@ -14,10 +14,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from backends.base import BackendState
 from backends.engine import EngineBackend
+from backends.lifecycle import going_to_sleep
 from config.schema import ModelSettings, Settings
 from gateway.served import MakeBackends
 from gateway.workers.channel import Channel
+from gateway.workers.rest import Rest
 from routing.upstream import Upstream
 
 
@@ -46,11 +49,18 @@ class Engine:
     upstream: Upstream
     wanted: bool = True
     users: dict[Channel, int] = field(default_factory=dict)
+    rest: Rest = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rest = Rest(self.number, lambda: self.users, lambda: self.status)
 
     @property
     def status(self) -> dict[str, Any]:
         """What workers are told of it, by number: JSON has no other keys than text."""
-        return {str(self.number): asdict(self.backend.status)}
+        status = self.backend.status
+        if self.rest.resting and status.state is BackendState.READY:
+            status = going_to_sleep(status)
+        return {str(self.number): asdict(status)}
 
 
 class Engines:
@@ -91,6 +101,10 @@ class Engines:
         """(model, upstream) of every engine that is wanted."""
         return [(engine.artifact.name, engine.upstream) for engine in self._engines.values() if engine.wanted]
 
+    def get(self, number: int) -> Engine | None:
+        """The one with that number, as long as it is kept."""
+        return self._engines.get(number)
+
     def keeps(self, engine: Engine) -> bool:
         """Whether it is neither stopped nor about to be."""
         return engine.number in self._engines
@@ -115,11 +129,13 @@ class Engines:
         engine = self._engines.get(number)
         if engine is not None and generation >= engine.users.get(channel, 0):
             engine.users.pop(channel, None)
+            engine.rest.hear(channel, may=True)
 
     def take_back(self, channel: Channel) -> None:
         """That worker is gone."""
         for engine in self._engines.values():
             engine.users.pop(channel, None)
+            engine.rest.hear(channel, may=True)
 
     def pop_unused(self) -> list[Engine]:
         """Those that nobody wants or uses any more; they are to be stopped and are not kept from here on."""

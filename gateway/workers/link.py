@@ -16,9 +16,12 @@ from prometheus_client import CollectorRegistry
 from backends.base import Backend, BackendState
 from backends.borrowed import BorrowedEngine
 from backends.factory import create_backends
-from backends.lifecycle import EngineStatus
+from backends.launch import EnginePlan
+from backends.lifecycle import EngineStatus, going_to_sleep
+from backends.residency import pause_seconds
 from config.errors import ConfigError
 from config.schema import ModelSettings, Settings
+from gateway.usage import Usage
 from gateway.workers.channel import Channel
 from gateway.workers.kept import Configuration, configuration_from
 from gateway.workers.tally import PATIENCE_SECONDS
@@ -47,6 +50,7 @@ class Link:
         self._changes: set[asyncio.Task[None]] = set()
         self._registry = CollectorRegistry()
         self._totals: list[asyncio.Future[CollectorRegistry]] = []
+        self._usage: Mapping[Backend, Usage] = {}
         self._gone = False
 
     @classmethod
@@ -72,15 +76,15 @@ class Link:
     def backends(self, artifact: ModelSettings) -> Sequence[Backend]:
         """The calls to what serves `artifact`: the keeper's engine, or endpoints that somebody else runs."""
         numbers = [number for number, kept in self._configuration.engines.items() if kept == artifact]
-        return create_backends(artifact, lambda plan: self._borrow(numbers[0], plan.kind))
+        return create_backends(artifact, lambda plan: self._borrow(numbers[0], plan))
 
-    def _borrow(self, number: int, kind: str) -> Backend:
+    def _borrow(self, number: int, plan: EnginePlan) -> Backend:
         def let_go() -> None:
             if self._borrowed.get(number) is engine:
                 del self._borrowed[number]
                 self._channel.send({"left": number, "generation": self._configuration.generation})
 
-        engine = BorrowedEngine(kind, self._statuses[number], let_go)
+        engine = BorrowedEngine(plan, self._statuses[number], let_go, wake=lambda: self._channel.send({"wake": number}))
         self._borrowed[number] = engine
         return engine
 
@@ -88,6 +92,33 @@ class Link:
         """`registry` shows this worker's numbers, to be asked for from now on. Returns `total`."""
         self._registry = registry
         return self.total
+
+    async def report_use(self, usage: Mapping[Backend, Usage]) -> None:
+        """Tells which engines are used, as `usage` has it from moment to moment, until cancelled: of those that stop
+        when nobody uses them."""
+        self._usage = usage
+        while True:
+            await asyncio.sleep(pause_seconds(self._borrowed.values()))
+            stops = [number for number, engine in self._borrowed.items() if engine.idle_stop_seconds is not None]
+            used = [number for number in stops if self._uses(number)]
+            if used:
+                self._channel.send({"used": used})
+
+    def _uses(self, number: int) -> bool:
+        usage = self._usage.get(self._borrowed[number]) if number in self._borrowed else None
+        return usage is not None and usage.used()
+
+    def _rest(self, number: int) -> None:
+        """The keeper is going to stop an engine that seems to have nothing to do."""
+        may = not self._uses(number)
+        if may:
+            self._tell(number, going_to_sleep(self._statuses[number]))
+        self._channel.send({"rests": number, "may": may})
+
+    def _tell(self, number: int, status: EngineStatus) -> None:
+        self._statuses[number] = status
+        if number in self._borrowed:
+            self._borrowed[number].tell(status)
 
     def serving(self) -> None:
         """Tells that this worker accepts connections."""
@@ -138,9 +169,9 @@ class Link:
 
     def _hear(self, message: dict[str, Any]) -> None:
         for number, status in _statuses(message.get("engines", {})).items():
-            self._statuses[number] = status
-            if number in self._borrowed:
-                self._borrowed[number].tell(status)
+            self._tell(number, status)
+        if "rest" in message:
+            self._rest(message["rest"])
         if "configuration" in message:
             task = asyncio.create_task(self._change(configuration_from(message)))
             self._changes.add(task)

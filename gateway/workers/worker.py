@@ -64,7 +64,7 @@ def run_worker(
     async def main() -> int:
         async with asyncio.TaskGroup() as group:
             link = await Link.open(channel)
-            listening = group.create_task(link.listen())
+            tasks = [group.create_task(link.listen())]
             mine = _share_of(link.settings, place.workers)
             app = create_app(
                 mine,
@@ -78,6 +78,8 @@ def run_worker(
 
             link.on_settings(lambda changed: app.gateway.apply(_share_of(changed, place.workers)))
 
+            tasks.append(group.create_task(link.report_use(app.gateway.usage)))
+
             def on_listening() -> None:
                 nonlocal served
                 served = True
@@ -86,7 +88,8 @@ def run_worker(
             server = WorkerServer(mine, app, on_listening, certificates_of(mine), admin=admin)
             await server.serve(sockets=list(listeners))
             link.send_numbers()
-            listening.cancel()
+            for task in tasks:
+                task.cancel()
         return 1 if server.force_exit else 0
 
     try:

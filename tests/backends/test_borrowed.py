@@ -7,18 +7,24 @@ import pytest
 from backends.base import BackendState, InferenceRequest, Operation
 from backends.borrowed import BorrowedEngine
 from backends.errors import BackendError, BackendLoading, BackendUnavailable
+from backends.launch import EnginePlan
 from backends.lifecycle import EngineStatus
 from tests.backends.supervised import LIMIT_SECONDS, Make, ask
 from tests.fakes import body_of
 
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"])
 
+PLAN = EnginePlan("gguf", "demo/gguf", lambda _: ())
 REQUEST = InferenceRequest(Operation.CHAT, "demo", b'{"model": "demo"}', False, "request-1")
+
+
+def nothing() -> None:
+    """Its owner is nobody."""
 
 
 async def test_engine_of_somebody_else_answers_and_outlives_its_borrower(make: Make) -> None:
     process = make()
-    borrowed = BorrowedEngine("gguf", process.status, lambda: None)
+    borrowed = BorrowedEngine(PLAN, process.status, nothing, nothing)
     await borrowed.start()
     with pytest.raises(BackendUnavailable, match="stopped"):
         await borrowed.send(REQUEST)
@@ -39,16 +45,34 @@ async def test_engine_of_somebody_else_answers_and_outlives_its_borrower(make: M
     ("status", "error", "said"),
     [
         (EngineStatus("unix:/x", BackendState.STARTING, progress=0.5), BackendLoading, "loading"),
+        (EngineStatus("unix:/x", BackendState.STOPPED, progress=0.5, asleep=True), BackendLoading, "loading"),
         (EngineStatus("unix:/x", BackendState.FAILED, failure="no memory"), BackendUnavailable, "failed: no memory"),
         (EngineStatus("unix:/x", BackendState.DRAINING), BackendUnavailable, "draining: not running"),
         (EngineStatus("unix:/nowhere", BackendState.READY), BackendUnavailable, "No connection"),
     ],
-    ids=["starting", "failed", "draining", "gone since"],
+    ids=["starting", "asleep", "failed", "draining", "gone since"],
 )
 async def test_call_that_makes_no_sense_is_refused(status: EngineStatus, error: type[BackendError], said: str) -> None:
-    borrowed = BorrowedEngine("gguf", status, lambda: None)
+    borrowed = BorrowedEngine(PLAN, status, nothing, nothing)
     with pytest.raises(error, match=said) as caught:
         await borrowed.send(REQUEST)
     assert caught.value.backend == "gguf"
     assert getattr(caught.value, "progress", 0.5) == 0.5
+    await borrowed.stop()
+
+
+async def test_its_owner_is_asked_once_to_wake_it() -> None:
+    asked: list[str] = []
+    asleep = EngineStatus("unix:/x", BackendState.STOPPED, asleep=True)
+    borrowed = BorrowedEngine(PLAN, asleep, nothing, lambda: asked.append("wake"))
+    for _ in range(3):
+        borrowed.wake()
+    assert (asked, borrowed.asleep) == (["wake"], True)
+    # After news of it, an earlier question may be forgotten.
+    borrowed.tell(asleep)
+    borrowed.wake()
+    assert asked == ["wake", "wake"]
+    borrowed.tell(EngineStatus("unix:/x", BackendState.READY))
+    borrowed.wake()
+    assert asked == ["wake", "wake"]
     await borrowed.stop()

@@ -73,12 +73,12 @@ class Kept:
 
 
 @asynccontextmanager
-async def keeper(*modes: str) -> AsyncIterator[Kept]:
+async def keeper(*modes: str, idle_stop_seconds: float | None = None) -> AsyncIterator[Kept]:
     processes: list[EngineProcess] = []
 
     def make(_: ModelSettings) -> list[EngineBackend]:
         processes.append(EngineProcess("m/gguf", lambda path: fake_argv(path, *modes), timing=TIMING))
-        return [EngineBackend("gguf", processes[-1])]
+        return [EngineBackend("gguf", processes[-1], idle_stop_seconds)]
 
     control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     serving = asyncio.Event()
