@@ -1,11 +1,16 @@
 """Where server-sent events end: the relay passes on whole events only, so that an error event never lands inside one.
 
-Pure. A chunk that ends with an event, which is nearly every chunk of every engine, goes through untouched.
+Pure. A chunk that ends with an event, which is nearly every chunk of every engine, goes through untouched. An event in
+which the engine says that it gives up ends the stream like an engine that dies: what it says is for the log.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
+
+from backends.errors import BackendProtocolError
 
 # An event longer than this is passed on in pieces: bounded memory is worth more than a clean cut.
 MAX_HELD_BYTES = 256 * 1024
@@ -13,6 +18,16 @@ MAX_HELD_BYTES = 256 * 1024
 _TAIL_BYTES = 32
 _NO_CONTENT = re.compile(rb'"content"\s*:\s*(?:""|null)')
 _DONE = (b"\ndata: [DONE]", b"\ndata:[DONE]")
+
+# How nearly every read of a stream ends: with an event of tokens, as vLLM, our engine and OpenAI write them. Behind an
+# error comes none of these, so that it need not be looked for: a search costs more than all else that is done here.
+_TOKEN_ENDS = (b"]}\n\n", b"null}\n\n")
+
+# An event: lines up to an empty one. Its data: what these lines hold.
+_EVENT = re.compile(rb"(?:[^\r\n][^\n]*(?:\n|\Z))+")
+_DATA = re.compile(rb"^data:(.*)$", re.MULTILINE)
+# The kind of an engine's error, such as "InternalServerError": all of it that may be shown.
+_KIND = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class WholeEvents:
@@ -25,22 +40,22 @@ class WholeEvents:
         self._tail = b""
 
     def feed(self, chunk: bytes) -> bytes:
-        """The events that are complete with `chunk`; empty while none is."""
+        """The events that are complete with `chunk`; empty while none is. Raises BackendProtocolError instead of
+        passing on an error of the engine's: at once, or with the next call where events stand before it."""
         if self._held:
             chunk = self._held + chunk
             self._held = b""
-        if not chunk.endswith((b"\n\n", b"\n\r\n")):
-            end = _end_of_events(chunk)
-            if end or len(chunk) <= MAX_HELD_BYTES:
-                self._held = chunk[end:]
-                chunk = chunk[:end]
+        if not chunk.endswith(_TOKEN_ENDS):
+            chunk = self._without_error(self._whole(chunk))
         if chunk:
             self._tail = chunk[-_TAIL_BYTES:] if len(chunk) >= _TAIL_BYTES else (self._tail + chunk)[-_TAIL_BYTES:]
         return chunk
 
     def finish(self) -> bytes:
-        """At the stream's end: a last `data: [DONE]` that lacks its blank line, completed; anything else is dropped."""
+        """At the stream's end: a last `data: [DONE]` that lacks its blank line, completed; anything else is dropped.
+        Raises BackendProtocolError as `feed` does."""
         last, self._held = self._held.rstrip(), b""
+        self._without_error(last)
         if not (b"\n" + last).endswith(_DONE):
             return b""
         self._tail = last[-_TAIL_BYTES:]
@@ -50,6 +65,31 @@ class WholeEvents:
     def done(self) -> bool:
         """Whether the last event passed on was `data: [DONE]`, the end that a whole stream has."""
         return (b"\n" + self._tail.rstrip()).endswith(_DONE)
+
+    def _whole(self, chunk: bytes) -> bytes:
+        """The part of `chunk` that ends with an event; what is behind it is kept."""
+        if chunk.endswith((b"\n\n", b"\n\r\n")):
+            return chunk
+        end = _end_of_events(chunk)
+        if not end and len(chunk) > MAX_HELD_BYTES:
+            return chunk
+        self._held = chunk[end:]
+        return chunk[:end]
+
+    def _without_error(self, events: bytes) -> bytes:
+        """`events` up to the first one that is an error, which is kept for the next call. Raises it where it is the
+        first of all."""
+        # Inside a JSON string the quotes would be escaped: this is a key, or a text of this one word.
+        if b'"error"' not in events:
+            return events
+        for event in _EVENT.finditer(events):
+            error = _error_in(event[0])
+            if error is not None:
+                if not event.start():
+                    raise _broken_off(error)
+                self._held = events[event.start() :] + self._held
+                return events[: event.start()]
+        return events
 
 
 def is_opening(events: bytes) -> bool:
@@ -64,3 +104,24 @@ def _end_of_events(chunk: bytes) -> int:
     plain = chunk.rfind(b"\n\n")
     dos = chunk.rfind(b"\n\r\n")
     return max(plain + 2 if plain >= 0 else 0, dos + 3 if dos >= 0 else 0)
+
+
+def _broken_off(error: Any) -> BackendProtocolError:
+    """Of an engine's error the kind alone: its own words may hold the prompt, or what is nobody's business."""
+    kind = error.get("type") if isinstance(error, dict) else None
+    shown = f" ({kind})" if isinstance(kind, str) and _KIND.fullmatch(kind) else ""
+    return BackendProtocolError(f"It broke its answer off with an error{shown}.")
+
+
+def _error_in(event: bytes) -> Any:
+    """What an event says went wrong, in the form of OpenAI, vLLM and llama-server (`{"error": …}`) or of old versions
+    of vLLM (`{"object": "error", …}`); None for any other event."""
+    if b'"error"' not in event:
+        return None
+    try:
+        data = json.loads(b"\n".join(_DATA.findall(event)))
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(data, dict):
+        return None
+    return data if data.get("object") == "error" else data.get("error") or None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.errors import BackendProtocolError
 from gateway.events import MAX_HELD_BYTES, WholeEvents, is_opening
 
 DONE = b"data: [DONE]\n\n"
@@ -110,3 +113,93 @@ def test_any_split_yields_the_same_bytes_and_only_whole_events(parts: list[bytes
     assert b"".join(ready) == stream
     assert all(not piece or piece.endswith((b"\n\n", b"\n\r\n")) for piece in ready)
     assert events.done
+
+
+TOKEN = b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n'
+# As vLLM 0.32 says it, with words that may hold anything.
+ERROR = b'data: {"error": {"message": "canary", "type": "InternalServerError", "param": null, "code": 500}}\n\n'
+ERRORS = {
+    "vllm": ERROR,
+    "no blank": ERROR.replace(b"data: {", b"data:{"),
+    "crlf": ERROR.replace(b"\n", b"\r\n"),
+    "named event": b"event: error\n" + ERROR,
+    "two lines": ERROR.replace(b'"type"', b'\ndata: "type"'),
+    "old vllm": b'data: {"object":"error","message":"canary","type":"InternalServerError","code":500}\n\n',
+    "beside an empty answer": b'data: {"id":"1","choices":[],"error":{"message":"canary"}}\n\n',
+    "after the tokens of its read": TOKEN + ERROR,
+    "text": b'data: {"error": "canary"}\n\n',
+}
+
+
+def fed(*chunks: bytes) -> tuple[bytes, str]:
+    """What is passed on of a stream, and what it breaks off with."""
+    events, passed = WholeEvents(), b""
+    try:
+        for chunk in chunks:
+            passed += events.feed(chunk)
+        passed += events.finish()
+    except BackendProtocolError as error:
+        assert not events.done
+        return passed, str(error)
+    return passed, ""
+
+
+@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize("end", [DONE, b"data: [DONE]", b""], ids=["done", "done unfinished", "cut"])
+def test_an_error_of_the_engine_breaks_the_stream_off_in_our_words(error: bytes, size: int, end: bytes) -> None:
+    stream = TOKEN + error + end
+    passed, told = fed(*(stream[start : start + size] for start in range(0, len(stream), size)))
+    assert passed == (TOKEN * 2 if error.startswith(TOKEN) else TOKEN)
+    assert told.startswith("It broke its answer off with an error")
+    assert ("InternalServerError" in told) == (b"InternalServerError" in error)
+    assert "canary" not in told
+
+
+def test_an_error_without_its_blank_line_is_one_too() -> None:
+    assert fed(TOKEN, ERROR[:-2])[1]
+    assert fed(TOKEN + ERROR[:-1])[1]
+
+
+def test_a_kind_that_is_no_word_is_not_shown() -> None:
+    _, told = fed(ERROR.replace(b"InternalServerError", b"the prompt was"))
+    assert told == "It broke its answer off with an error."
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"choices": [{"delta": {"content": "error"}}]},
+        {"choices": [{"delta": {"content": '{"error": {"message": "x"}}'}}]},
+        {"choices": [{"delta": {"tool_calls": [{"function": {"arguments": '"error":'}}]}}]},
+        {"choices": [{"delta": {"content": 'data: {"error": 1}\n\n'}}]},
+        {"choices": [{"error": {"code": 1}, "delta": {}}]},
+        {"error": None, "choices": []},
+        ["error"],
+    ],
+    ids=str,
+)
+def test_an_answer_that_speaks_of_errors_is_passed_on(event: Any) -> None:
+    stream = b"data: " + json.dumps(event).encode() + b"\n\n" + DONE
+    assert fed(stream) == (stream, "")
+
+
+def test_what_is_no_json_is_passed_on() -> None:
+    stream = b'data: {"error"\n\ndata: "error"}\n\n: "error"\n\ndata: ' + b'["error",' * 100_000 + b"\n\n" + DONE
+    assert fed(stream) == (stream, "")
+
+
+TEXTS = st.text() | st.sampled_from(["error", '"error"', '{"error":', 'data: {"error": 1}\n\n', "\n\n"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.lists(JSON, min_size=1, max_size=3), st.booleans(), st.lists(st.integers(0, 400), max_size=4))
+def test_no_text_of_an_answer_looks_like_an_error(deltas: list[Any], ascii_only: bool, cuts: list[int]) -> None:
+    events = [{"id": "error", "choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    stream = b"".join(b"data: " + json.dumps(e, ensure_ascii=ascii_only).encode() + b"\n\n" for e in events) + DONE
+    points = sorted({0, len(stream), *(point for point in cuts if point < len(stream))})
+    assert fed(*(stream[start:end] for start, end in itertools.pairwise(points))) == (stream, "")

@@ -227,6 +227,33 @@ async def test_cut_stream_ends_with_an_error_event_and_without_done(script: list
         assert line["status"] >= 500
 
 
+VLLM_ERROR = b'data: {"error": {"message": "canary", "type": "InternalServerError", "param": null, "code": 500}}\n\n'
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        [EVENTS[0], VLLM_ERROR, EVENTS[-1]],
+        [EVENTS[0] + VLLM_ERROR + EVENTS[-1]],
+        [EVENTS[0], VLLM_ERROR],
+        [EVENTS[0], VLLM_ERROR, asyncio.Event()],
+    ],
+    ids=["done", "one read", "cut", "goes silent"],
+)
+async def test_error_event_of_the_engine_is_a_failure_of_the_engine(script: list[Any]) -> None:
+    backend = FakeBackend(script=script)
+    async with serving(backend) as gateway:
+        response = await gateway.chat(stream=True)
+        token, error = events(response.text)
+        assert token["choices"][0]["delta"]["content"] == "Hel"
+        assert error["error"]["code"] == "backend_error"
+        assert "canary" not in response.text
+        assert gateway.upstream.in_flight == backend.open == 0
+        assert gateway.upstream.breaker.failures == 1
+        [line] = gateway.lines()
+        assert (line["status"], line["code"]) == (502, "backend_error")
+
+
 async def test_engine_that_dies_after_its_last_event_has_said_everything() -> None:
     async with serving(FakeBackend(script=[*EVENTS, BackendProtocolError("no final chunk")])) as gateway:
         response = await gateway.chat(stream=True)
