@@ -27,7 +27,8 @@ class Layer:
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """A model's sizes. `weights` names the type of most of its weights, such as "Q4_K" or "BF16"; `element_bytes` is
-    the size of one number of its KV cache; `context_tokens` is what it was trained for."""
+    the size of one number of its KV cache; `context_tokens` is what it was trained for. `tied`: the output layer is
+    known to be the embeddings once more, which are stored once."""
 
     architecture: str
     weights: str
@@ -39,3 +40,4 @@ class ModelShape:
     vocabulary: int
     context_tokens: int
     element_bytes: int = 2
+    tied: bool = False

@@ -6,8 +6,9 @@ Neighbours: schema.py (the tree this hangs in), backends/vllm/command.py (each s
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
 from config.remote import Discover, RemoteSettings
@@ -21,6 +22,21 @@ _OptionName = Annotated[
 ]
 _VariableName = Annotated[str, StringConstraints(max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", strict=True)]
 _Argument = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$", strict=True)]
+
+
+def _all_different(urls: tuple[str, ...]) -> tuple[str, ...]:
+    """One server twice would count as two: its load, its limits and what it is down for."""
+    seen = set()
+    for url in urls:
+        parts = urlsplit(url)
+        place = (parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
+        if place in seen:
+            raise PydanticCustomError("twice", "names {url} twice", {"url": url})
+        seen.add(place)
+    return urls
+
+
+_Urls = Annotated[tuple[Endpoint, ...], Field(min_length=1, max_length=256), AfterValidator(_all_different)]
 
 # vLLM's options that are not for `args`: how to say them instead. "" where nobody has anything to say.
 TAKEN_ARGS = {
@@ -54,7 +70,7 @@ class VllmSettings(RemoteSettings):
     """A model served by vLLM: one that is launched here (`source`), or replicas that run elsewhere (`urls`,
     `discover`)."""
 
-    urls: tuple[Endpoint, ...] | None = Field(default=None, min_length=1, max_length=256)
+    urls: _Urls | None = None
     """Base URLs of vLLM servers, all of which serve the model under the same name."""
 
     discover: Discover | None = None
@@ -106,7 +122,8 @@ class VllmSettings(RemoteSettings):
     memory, at most 4 GiB."""
 
     quantization: _Word | None = None
-    """How the weights are quantized (`fp8`, `awq`, …). Unset: as the checkpoint says."""
+    """How the weights are quantized: `fp8_per_tensor` makes one byte of each while they are loaded. Unset: as the
+    checkpoint says."""
 
     prefix_caching: Annotated[bool, Field(strict=True)] = True
     """Whether prompts that begin alike are computed once."""

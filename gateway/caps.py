@@ -85,10 +85,6 @@ CAPS: Mapping[str, Cap] = {
     "functions": _tools,
     "grammar": _grammar,
     "json_schema": _grammar,
-    "guided_json": _grammar,
-    "guided_regex": _grammar,
-    "guided_grammar": _grammar,
-    "guided_choice": _grammar,
 }
 
 # Searched only in a body that is long enough to hold too much of it.

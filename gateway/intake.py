@@ -22,8 +22,15 @@ MAX_BRACKETS = 200_000
 # Whichever of its kind an engine goes by, what it may produce is at most the largest.
 _CAPS = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens"})
 _COUNTS = frozenset({"n", "best_of"})
-# vLLM's own ways to constrain an answer; it ignores the guided_ ones since 0.12.
-_GUIDED = frozenset({"structured_output", "guided_decoding"})
+# What vLLM ignores since 0.12, and would answer as if it had not been asked: how to say it now.
+_GONE = {
+    "guided_json": '`response_format` of type json_schema, or `structured_outputs`: {"json": …}',
+    "guided_regex": '`structured_outputs`: {"regex": …}',
+    "guided_choice": '`structured_outputs`: {"choice": […]}',
+    "guided_grammar": '`structured_outputs`: {"grammar": …}',
+    "guided_whitespace_pattern": '`structured_outputs`: {"whitespace_pattern": …}',
+    "guided_decoding_backend": "nothing instead: vLLM chooses",
+}
 # What not every engine has, by the field that asks for it.
 _FEATURES = {
     "tools": frozenset({"tools"}),
@@ -31,11 +38,8 @@ _FEATURES = {
     "logprobs": frozenset({"logprobs"}),
     "top_logprobs": frozenset({"logprobs"}),
     "response_format": frozenset({"structured_output"}),
-    "structured_outputs": _GUIDED,
-    "guided_json": _GUIDED,
-    "guided_regex": _GUIDED,
-    "guided_choice": _GUIDED,
-    "guided_grammar": _GUIDED,
+    "structured_outputs": frozenset({"structured_output", "guided_decoding"}),
+    **dict.fromkeys(_GONE, frozenset[str]()),
 }
 _ENVELOPE = frozenset({"model", "stream", "stream_options"}) | _CAPS | _COUNTS | _FEATURES.keys() | caps.CAPS.keys()
 
@@ -114,7 +118,10 @@ _NO_FEATURES: frozenset[str] = frozenset()
 
 def _features(envelope: dict[str, Any]) -> frozenset[str]:
     """What the request needs an engine to have. Fields that say nothing (null, false, an empty list, plain text) need
-    nothing."""
+    nothing. Raises InvalidBody for one that an engine would ignore in silence."""
+    for name, instead in _GONE.items():
+        if envelope.get(name) is not None:
+            raise InvalidBody(f"`{name}` is ignored by vLLM since 0.12; say {instead}.", param=name)
     found = {name for name in _FEATURES if envelope.get(name)}
     if envelope.get("logprobs") == 0 and envelope["logprobs"] is not False:
         found.add("logprobs")  # of a completion: the chosen token's alone

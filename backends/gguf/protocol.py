@@ -78,6 +78,17 @@ class _Sampling(_Body):
             raise ValueError("stream_options: only allowed when stream is true")
         return self
 
+    @property
+    def answer_tokens(self) -> int | None:
+        """The most that each answer may have."""
+        return self.max_tokens
+
+    @model_validator(mode="after")
+    def _least_within_most(self) -> Self:
+        if self.answer_tokens is not None and self.min_tokens > self.answer_tokens:
+            raise ValueError(f"min_tokens: is {self.min_tokens}, and the answer may have {self.answer_tokens} tokens")
+        return self
+
 
 class TextPart(_Body):
     type: Literal["text"]

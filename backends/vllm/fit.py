@@ -27,11 +27,16 @@ _LEAST_CONTEXT = 2048  # less is no use to anybody; vLLM would make do with it w
 _MOST_GPUS = 64
 _ROOMY_TOKENS = 65_536  # sixteen conversations of 4,096
 
-# Bytes of a weight that is stored as it is, and what vLLM can make of such weights: one byte.
+# Bytes of a weight that is stored as it is, and what vLLM can make of such weights while it loads them: one byte. Layer
+# by layer, so that they need not fit before (its pages on online quantization and on FP8, of 0.32).
 _PLAIN = {"bfloat16": 2, "float16": 2, "float32": 4}
 _ONLINE = ("fp8", "int8")
+_FP8 = "fp8_per_tensor"  # "fp8" is the same, and deprecated
+_FP8_ARCHITECTURES = frozenset({"gfx942", "gfx950", "gfx1200", "gfx1201"})
+_FOUR_BITS = 0.54  # of a byte, with the scales: groups of 128
 
-# What the pinned vLLM has kernels for (its installation page).
+# What the pinned vLLM has kernels for (its installation page). Those of NVIDIA all take FP8 weights: from 8.9 on they
+# compute with them, the older ones unpack them.
 _LEAST_CAPABILITY = (7, 5)
 _ARCHITECTURES = frozenset(
     {"gfx90a", "gfx942", "gfx950", "gfx1100", "gfx1101", "gfx1150", "gfx1151", "gfx1200", "gfx1201"}
@@ -98,7 +103,7 @@ def vllm_fit(shape: ModelShape, settings: VllmSettings, hardware: Hardware, cont
         return replace(chosen, gpus=count, available_bytes=0, changes=lacking)
     if chosen.fits:
         return replace(chosen, gpus=count)
-    return replace(chosen, gpus=count, changes=tuple(_changes(shape, settings, chosen, len(gpus), memory_bytes)))
+    return replace(chosen, gpus=count, changes=tuple(_changes(shape, settings, chosen, gpus, memory_bytes)))
 
 
 def _as_loaded(shape: ModelShape, settings: VllmSettings) -> ModelShape:
@@ -106,10 +111,19 @@ def _as_loaded(shape: ModelShape, settings: VllmSettings) -> ModelShape:
     kv_type = str(settings.args.get("kv-cache-dtype", "auto"))
     if kv_type.startswith("fp8"):
         shape = replace(shape, element_bytes=1)
-    stored = _PLAIN.get(shape.weights)
-    if stored is not None and settings.quantization is not None and settings.quantization.startswith(_ONLINE):
-        shape = replace(shape, weights=settings.quantization, weight_bytes=shape.weight_bytes // stored)
+    if settings.quantization is not None and settings.quantization.startswith(_ONLINE):
+        shape = _quantized(shape, settings.quantization)
     return shape
+
+
+def _quantized(shape: ModelShape, name: str, weight_size: float = 1.0) -> ModelShape:
+    """With weights of `weight_size` bytes but for embeddings and output layer, which are left as they are."""
+    stored = _PLAIN.get(shape.weights)
+    if stored is None:
+        return shape
+    kept = stored * shape.vocabulary * shape.width * (1 if shape.tied else 2)
+    kept = min(kept, shape.weight_bytes)
+    return replace(shape, weights=name, weight_bytes=kept + int((shape.weight_bytes - kept) / stored * weight_size))
 
 
 def _is_roomy(fit: Fit, settings: VllmSettings) -> bool:
@@ -207,10 +221,12 @@ def _batch(place: _Place) -> tuple[int, int]:
     return 2048, 256 if place.tensor else 128
 
 
-def _changes(shape: ModelShape, settings: VllmSettings, fit: Fit, gpus: int, memory_bytes: int) -> Iterator[str]:
+def _changes(
+    shape: ModelShape, settings: VllmSettings, fit: Fit, gpus: Sequence[Gpu], memory_bytes: int
+) -> Iterator[str]:
     """Each of these would do."""
 
-    def fits(tensor: int, context: int | None) -> bool:
+    def fits(tensor: int, context: int | None, shape: ModelShape = shape) -> bool:
         return _gpu_fit(shape, settings, _Place(tensor, settings.pipeline_parallel, memory_bytes), context).fits
 
     here = fit.gpus // settings.pipeline_parallel
@@ -221,11 +237,20 @@ def _changes(shape: ModelShape, settings: VllmSettings, fit: Fit, gpus: int, mem
         yield f"context_tokens: {blocks * _BLOCK}"
     if count is not None:
         all_gpus = count * settings.pipeline_parallel * settings.data_parallel
-        yield f"tensor_parallel: {count}" if all_gpus <= gpus else f"{all_gpus} GPUs of this kind"
+        yield f"tensor_parallel: {count}" if all_gpus <= len(gpus) else f"{all_gpus} GPUs of this kind"
+    plain = settings.quantization is None and _PLAIN.get(shape.weights) == 2
+    if plain and _takes_fp8(gpus[0]) and fits(here, fit.context_tokens, _quantized(shape, _FP8)):
+        yield f"quantization: {_FP8}"
     if settings.kv_cache_bytes is not None and settings.kv_cache_bytes < fit.needs.kv_bytes:
         yield f"kv_cache_bytes: {fit.needs.kv_bytes}"
         return
     rest = fit.available_bytes - fit.needs.total_bytes + fit.needs.weight_bytes
+    rest *= here * settings.pipeline_parallel
     if rest > 0:
-        parts = here * settings.pipeline_parallel
-        yield f"a smaller or quantized checkpoint: at most {gib(rest * parts)} of weights"
+        four_bits = plain and _quantized(shape, "awq", _FOUR_BITS).weight_bytes <= rest
+        what = "an AWQ or GPTQ checkpoint of 4 bits or a smaller checkpoint" if four_bits else "a smaller checkpoint"
+        yield f"{what}: at most {gib(rest)} of weights"
+
+
+def _takes_fp8(gpu: Gpu) -> bool:
+    return gpu.vendor == "nvidia" or gpu.capability in _FP8_ARCHITECTURES

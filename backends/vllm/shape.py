@@ -37,7 +37,8 @@ def shape_of(config: Mapping[str, Any], weight_bytes: int, dtype: str = "auto") 
     quantized = config.get("quantization_config")
     for name in _NESTED:
         if isinstance(config.get(name), dict):
-            config = {"dtype": config.get("dtype") or config.get("torch_dtype"), **config[name]}
+            dtype_of_all, tied = config.get("dtype") or config.get("torch_dtype"), config.get("tie_word_embeddings")
+            config = {"dtype": dtype_of_all, "tie_word_embeddings": tied, **config[name]}
     stored = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16").removeprefix("torch.")
     loaded = dtype if dtype != "auto" else "bfloat16" if stored == "float32" else stored
     if not isinstance(quantized, dict):
@@ -57,6 +58,7 @@ def shape_of(config: Mapping[str, Any], weight_bytes: int, dtype: str = "auto") 
         vocabulary=_number(config, ("vocab_size",)),
         context_tokens=_number(config, _CONTEXT, 1 << 30),
         element_bytes=_BYTES.get(loaded, 2),
+        tied=config.get("tie_word_embeddings") is True,
     )
 
 

@@ -36,6 +36,10 @@ def loaded(folder: Path, vllm: str) -> object:
             "{source: a/b, args: {max_num_seqs: 3}}",
             "models[0].vllm.args.max_num_seqs: has characters that are not allowed",
         ),
+        (
+            "{urls: ['http://gpu:80', 'https://gpu', 'http://gpu:8000', 'http://GPU/v1']}",
+            "models[0].vllm.urls: names http://GPU twice",
+        ),
         ("{source: a/b, memory_share: 1.5}", "models[0].vllm.memory_share: should be less than or equal to 1"),
     ],
 )

@@ -40,8 +40,6 @@ BOUNDS: list[tuple[str, Any, Any, str]] = [
     ("logit_bias", {str(n): 1 for n in range(1024)}, {str(n): 1 for n in range(1025)}, "1024 tokens"),
     ("allowed_token_ids", list(range(1024)), list(range(1025)), "1024 tokens"),
     ("bad_words", ["x"] * 1024, ["x"] * 1025, "1024 tokens"),
-    ("guided_regex", LONG[1:], LONG, "65536 characters"),
-    ("guided_grammar", LONG[1:], LONG, "65536 characters"),
     ("grammar", LONG[1:], LONG, "65536 characters"),
     ("response_format", {"type": "json_schema"}, {"type": "json_schema", "json_schema": {LONG: 1}}, "65536 char"),
     ("structured_outputs", {"json": {"a": 1}}, {"json": {str(n): n for n in range(20_000)}}, "65536 characters"),

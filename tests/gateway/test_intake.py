@@ -165,3 +165,22 @@ def test_announced_length_is_enough_for_a_refusal(length: bytes) -> None:
 )
 def test_features_that_not_every_engine_has_are_seen(fields: dict[str, Any], features: set[str]) -> None:
     assert chat(json.dumps({"model": "m", **fields}).encode()).features == features
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "instead"),
+    [
+        ("guided_json", {}, '`response_format` of type json_schema, or `structured_outputs`: {"json": …}'),
+        ("guided_regex", "a+", '`structured_outputs`: {"regex": …}'),
+        ("guided_choice", ["a", "b"], '`structured_outputs`: {"choice": […]}'),
+        ("guided_grammar", "root ::= x", '`structured_outputs`: {"grammar": …}'),
+        ("guided_whitespace_pattern", "", '`structured_outputs`: {"whitespace_pattern": …}'),
+        ("guided_decoding_backend", "auto", "nothing instead"),
+    ],
+)
+def test_what_vllm_would_ignore_is_refused_and_its_successor_named(field: str, value: Any, instead: str) -> None:
+    with pytest.raises(InvalidBody) as caught:
+        chat(json.dumps({"model": "m", field: value}).encode())
+    assert caught.value.param == field
+    assert f"`{field}` is ignored by vLLM since 0.12; say {instead}" in str(caught.value)
+    assert chat(json.dumps({"model": "m", field: None}).encode()).features == frozenset()

@@ -229,6 +229,8 @@ def test_every_name_is_listed_and_answers(engine: EngineUnderTest) -> None:
         ({"response_format": schema({"$ref": "#"})}, 400, "invalid_request", "response_format"),
         ({"response_format": {"type": "json_object"}, "tools": [TOOL]}, 400, "invalid_request", "response_format"),
         ({"guided_json": {}}, 400, "invalid_request", "guided_json"),
+        ({"min_tokens": 9, "max_tokens": 8}, 400, "invalid_request", "min_tokens"),
+        ({"min_tokens": 9, "max_tokens": 10, "max_completion_tokens": 8}, 400, "invalid_request", "min_tokens"),
     ],
     ids=lambda value: json.dumps(value)[:40] if isinstance(value, dict) else None,
 )

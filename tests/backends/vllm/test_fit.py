@@ -59,12 +59,13 @@ def test_more_gpus_than_fit_are_for_room_that_may_be_used() -> None:
 
 def test_70b_on_two_a100_fits_with_a_shorter_context_or_smaller_weights() -> None:
     fit = vllm_fit(LLAMA_70B, AUTO, MACHINES["2xA100"], 131_072)
-    context, more, smaller = fit.changes
+    context, more, fp8, smaller = fit.changes
     tokens = int(context.removeprefix("context_tokens: "))
     assert vllm_fit(LLAMA_70B, AUTO, MACHINES["2xA100"], tokens).fits
     assert not vllm_fit(LLAMA_70B, AUTO, MACHINES["2xA100"], tokens + 64).fits
     assert more == "4 GPUs of this kind"
-    assert smaller.startswith("a smaller or quantized checkpoint: at most ")
+    assert fp8 == "quantization: fp8_per_tensor"
+    assert smaller.startswith("an AWQ or GPTQ checkpoint of 4 bits or a smaller checkpoint: at most ")
 
 
 def test_a_setting_that_is_too_small_is_what_changes() -> None:
@@ -145,9 +146,53 @@ def test_what_settings_make_smaller_counts() -> None:
     plain = vllm_fit(LLAMA_8B, AUTO, MACHINES["1xL40S"], 8192).needs
     small = VllmSettings(source="/m", quantization="fp8", args={"kv-cache-dtype": "fp8_e4m3"})
     needs = vllm_fit(LLAMA_8B, small, MACHINES["1xL40S"], 8192).needs
-    assert (needs.weight_bytes, needs.kv_bytes) == (plain.weight_bytes // 2, plain.kv_bytes // 2)
+    # RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8, whose embeddings and output layer are BF16 too, has 9.08 GB.
+    assert (round(needs.weight_bytes / 1e9, 2), needs.kv_bytes) == (9.08, plain.kv_bytes // 2)
+    tied = vllm_fit(replace(LLAMA_8B, tied=True), small, MACHINES["1xL40S"], 8192).needs
+    assert needs.weight_bytes - tied.weight_bytes == LLAMA_8B.vocabulary * LLAMA_8B.width
     quantized = replace(LLAMA_8B, weights="awq")
     assert vllm_fit(quantized, small, MACHINES["1xL40S"], 8192).needs.weight_bytes == plain.weight_bytes
+
+
+SIZES = {
+    "RTX 4080": ("8.9", 16),
+    "T4": ("7.5", 16),
+    "RTX A2000": ("8.6", 12),
+    "RTX 3050": ("8.6", 8),
+    "L4": ("8.9", 24),
+}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "model", "told"),
+    [
+        ("RTX 4080", LLAMA_8B, "quantization: fp8_per_tensor or an AWQ or GPTQ checkpoint of 4 bits or a smaller "),
+        ("T4", LLAMA_8B, "quantization: fp8_per_tensor or an AWQ or GPTQ checkpoint of 4 bits or a smaller "),
+        ("RTX A2000", LLAMA_8B, "2 GPUs of this kind or an AWQ or GPTQ checkpoint of 4 bits or a smaller checkpoint"),
+        ("RTX 3050", LLAMA_8B, "4 GPUs of this kind or a smaller checkpoint: at most"),
+        ("L4", LLAMA_70B, "8 GPUs of this kind or a smaller checkpoint: at most"),
+        ("RTX 4080", replace(LLAMA_8B, weights="awq"), "2 GPUs of this kind or a smaller checkpoint: at most"),
+    ],
+    ids=["fp8", "fp8 unpacked", "4 bits", "neither", "far too large", "quantized already"],
+)
+def test_smaller_weights_are_offered_where_they_would_fit(gpu: str, model: ModelShape, told: str) -> None:
+    capability, size = SIZES[gpu]
+    machine = _machine(Gpu("nvidia", gpu, "GPU-0", size * GIB, size * GIB, capability))
+    fit = vllm_fit(model, AUTO, machine, 8192)
+    assert told in " or ".join(fit.changes)
+    fp8 = vllm_fit(model, VllmSettings(source="/m", quantization="fp8_per_tensor"), machine, 8192)
+    assert fp8.fits == ("quantization: fp8_per_tensor" in fit.changes)
+    assert "quantization: fp8_per_tensor" not in fp8.changes
+
+
+def test_fp8_is_offered_only_where_the_gpu_takes_it_and_nobody_has_chosen() -> None:
+    old, new = (_machine(Gpu("amd", name, "GPU-0", 16 * GIB, 0, name)) for name in ("gfx90a", "gfx942"))
+    assert "quantization: fp8_per_tensor" not in vllm_fit(LLAMA_8B, AUTO, old, 8192).changes
+    assert "quantization: fp8_per_tensor" in vllm_fit(LLAMA_8B, AUTO, new, 8192).changes
+    chosen = VllmSettings(source="/m", quantization="bitsandbytes")
+    assert "quantization: fp8_per_tensor" not in vllm_fit(LLAMA_8B, chosen, new, 8192).changes
+    wide = replace(LLAMA_8B, weights="float32")
+    assert "quantization: fp8_per_tensor" not in vllm_fit(wide, AUTO, new, 8192).changes
 
 
 def test_an_environment_of_its_own_leaves_it_fewer_gpus() -> None:
@@ -155,7 +200,7 @@ def test_an_environment_of_its_own_leaves_it_fewer_gpus() -> None:
     assert [gpu.uuid for gpu in gpus_for(two, MACHINES["8xH100"])] == [
         gpu.uuid for gpu in MACHINES["8xH100"].gpus.devices[2:4]
     ]
-    assert vllm_fit(LLAMA_70B, two, MACHINES["8xH100"], 32768).changes[-2:][0] == "4 GPUs of this kind"
+    assert "4 GPUs of this kind" in vllm_fit(LLAMA_70B, two, MACHINES["8xH100"], 32768).changes
 
 
 def test_of_mig_instances_one_counts() -> None:

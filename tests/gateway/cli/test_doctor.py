@@ -120,6 +120,25 @@ def test_a_model_that_is_too_large_exits_with_1_and_what_to_change(
     assert told in " ".join(report["problems"])
 
 
+def test_weights_that_would_fit_in_eight_bits_are_offered_in_eight_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = {"num_hidden_layers": 64, "hidden_size": 5120, "num_attention_heads": 40, "intermediate_size": 27648}
+    checkpoint(tmp_path / "32b", 65_500_000_000, **size)
+    file = tmp_path / "upshift.yaml"
+    text = "models: [{name: m, context_tokens: 8192, vllm: {source: ./32b}}]"
+    file.write_text(text)
+    code, report = diagnosed(capsys, file, "1xL40S")
+    assert code == 1
+    assert (
+        "it would fit with 2 GPUs of this kind or quantization: fp8_per_tensor or an AWQ or GPTQ checkpoint of 4 bits "
+        "or a smaller checkpoint: at most"
+    ) in " ".join(report["problems"])
+    file.write_text(text.replace("./32b", "./32b, quantization: fp8_per_tensor"))
+    code, report = diagnosed(capsys, file, "1xL40S")
+    assert (code, report["problems"], artifacts(report)["m/vllm"]["served"]) == (0, [], True)
+
+
 def test_gguf_that_does_not_fit_names_settings_that_would(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = config.read_text().replace("context_tokens: 8192, gguf: {", "context_tokens: 65536, gguf: {parallel: 8, ")
     config.write_text(text)
