@@ -158,6 +158,9 @@ class ServerSettings(Tree):
     drain_seconds: Annotated[float, Field(strict=True, ge=0, le=3600)] = 30.0
     """How long running answers may go on after SIGTERM or SIGINT."""
 
+    drain_delay_seconds: Annotated[float, Field(strict=True, ge=0, le=3600)] = 0.0
+    """How long before that new connections are still welcome, while /readyz answers 503: a balancer has to see it."""
+
 
 def _demo(settings: dict[str, Any]) -> tuple[ModelSettings, ...]:
     vllm = VllmSettings(source=DEMO_SOURCE, tool_parser="hermes") if settings.get("profile") == "prod" else None

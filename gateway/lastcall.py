@@ -1,16 +1,22 @@
 """Stops new connections at the door, so that a listener can be closed without losing those already inside.
 
-Closing a listening socket resets every connection that the kernel has accepted and the program has not. Neighbour:
-server.py, which waits between the two.
+Closing a listening socket resets every connection that the kernel has accepted and the program has not; closing a
+connection loses the request that it has brought. Neighbours: server.py, which waits between the two, listener.py.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+import fcntl
 import socket
 import struct
+import termios
 from collections.abc import Iterable
 from contextlib import suppress
+
+# How long after a signal a connection that exists may send a request.
+LAST_CALL_SECONDS = 0.2
 
 _SO_ATTACH_FILTER = 26  # asm-generic/socket.h; the socket module does not name it
 
@@ -33,3 +39,12 @@ def admit_no_more(listeners: Iterable[socket.socket]) -> None:
     for listener in listeners:
         with suppress(OSError):
             listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
+
+
+def has_unread(transport: asyncio.Transport) -> bool:
+    """Whether something has come on a connection that its protocol has not been given yet."""
+    connection = transport.get_extra_info("socket")
+    if connection is None or transport.is_closing():
+        return False
+    (count,) = struct.unpack("i", fcntl.ioctl(connection.fileno(), termios.FIONREAD, bytes(4)))
+    return bool(count)

@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_to_bytes
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -22,6 +21,8 @@ from gateway.call import Call
 from gateway.crowd import Crowd
 from gateway.dataplane import INFERENCE, DataPlane, Front
 from gateway.deadline import Deadline
+from gateway.lastcall import LAST_CALL_SECONDS, has_unread
+from gateway.target import operation_at
 from gateway.tls import names_in
 
 if TYPE_CHECKING:
@@ -50,14 +51,6 @@ def _without_upgrade(data: bytes) -> bytes:
     return _UPGRADE.sub(b"\r\nx-ignored:", head) + end + rest
 
 
-def _operation(url: bytes, paths: Mapping[bytes, Operation]) -> Operation | None:
-    """What is asked for at a request target that is not simply one of the paths: with a query, an escape, a host."""
-    if url.startswith(b"/") and b"?" not in url and b"%" not in url:
-        return None
-    path: bytes = httptools.parse_url(url).path or b""
-    return paths.get(unquote_to_bytes(path) if b"%" in path else path)
-
-
 class _HeadTooLarge(Exception):
     """Raised inside the parser, which wraps it in a parser error."""
 
@@ -75,6 +68,7 @@ class ClientConnection(HttpToolsProtocol):
         # Per connection: whether its end has begun, what is answered now, and how much the last read brought.
         self.deadline = Deadline(self.loop)
         self._refused = False
+        self._idle_seconds = KEEP_ALIVE_SECONDS
         self._running: RequestResponseCycle | Call | None = None
         self._read_bytes = 0
         self._common: tuple[object, bytes] = (None, b"")
@@ -150,7 +144,7 @@ class ClientConnection(HttpToolsProtocol):
         self._in_head = self._head_expected = False
         if self._certificate:
             self.headers.append((CERTIFICATE, self._certificate))
-        operation = self.paths.get(self.url) or _operation(self.url, self.paths)
+        operation = self.paths.get(self.url) or operation_at(self.url, self.paths)
         if operation is not None and self.parser.get_method() == b"POST":
             self._begin_call(operation)
         else:
@@ -222,7 +216,17 @@ class ClientConnection(HttpToolsProtocol):
         elif self._in_head:
             self._expect_head()
         else:
-            self.deadline.expect(KEEP_ALIVE_SECONDS, self.transport.close)
+            self.deadline.expect(self._idle_seconds, self.transport.close)
+
+    def shutdown(self) -> None:
+        """uvicorn's: the drain has begun, idle connections close and others with their answer. Those whose client could
+        not know, in a stream that began before or with a request that has just come, wait for one more."""
+        if isinstance(self.cycle, Call) and self._answering and self.cycle.response_started:
+            self._idle_seconds = LAST_CALL_SECONDS
+        elif not self._answering and has_unread(self.transport):
+            self.deadline.expect(LAST_CALL_SECONDS, self.transport.close)
+        else:
+            super().shutdown()
 
     def common_headers(self) -> bytes:
         """The header lines that every answer has: the Date, which uvicorn renews each second. Sets `ending` where the

@@ -25,7 +25,7 @@ WATCH_SECONDS = 0.5
 # What is fixed when the process starts.
 _FIXED = (
     "server.host", "server.port", "server.workers", "server.max_connections", "server.max_connections_per_address",
-    "server.drain_seconds", "tls", "admin", "log", "tracing", "redis", "routing.trace",
+    "server.drain_seconds", "server.drain_delay_seconds", "tls", "admin", "log", "tracing", "redis", "routing.trace",
 )  # fmt: skip
 
 # Asked early: of a terminal that is gone the answer is no.

@@ -25,15 +25,13 @@ from gateway.app import create_app
 from gateway.bind import ListenError, bind
 from gateway.crowd import Crowd
 from gateway.dataplane import DataPlane
-from gateway.lastcall import admit_no_more
+from gateway.lastcall import LAST_CALL_SECONDS, admit_no_more
 from gateway.listener import connection_class
 from gateway.middleware import is_loopback
 from gateway.reload import Reloader, Source, terminal_is_gone
 from gateway.tls import CertificateRefused, Certificates
 from gateway.tls_link import over_tls
 
-# How long after a signal a connection that exists may send a request.
-LAST_CALL_SECONDS = 0.2
 # Looks at the certificate's files: twice a second.
 TICKS_PER_LOOK = 5
 
@@ -95,6 +93,8 @@ class GatewayServer(uvicorn.Server):
         self._reloading: asyncio.Task[None] | None = None
         self._on_listening = on_listening
         self._drain_seconds = settings.server.drain_seconds
+        self._drain_delay_seconds = settings.server.drain_delay_seconds
+        self._hurried = asyncio.Event()
         self.failed = False
         crowd = Crowd(settings.server.max_connections_per_address, settings.server.trusted_proxies)
         connection = connection_class(app, settings.server.max_connections, crowd)
@@ -142,11 +142,13 @@ class GatewayServer(uvicorn.Server):
         return ending
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """uvicorn's, after a moment in which nobody new is let in and everybody inside is served once more: it would
-        reset connections whose request is on its way."""
-        self.keep_out(sockets or [])
+        """uvicorn's, after a time in which everybody is served and asked to leave, and a moment in which nobody new is
+        let in and everybody inside is served once more: it would reset connections whose request is on its way."""
         # Clients that send one request after the other end their connections themselves.
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        if not self.failed:
+            await self._unless_hurried(self._drain_delay_seconds)
+        self.keep_out(sockets or [])
         await asyncio.sleep(LAST_CALL_SECONDS)
         try:
             await super().shutdown(sockets=sockets)
@@ -183,16 +185,26 @@ class GatewayServer(uvicorn.Server):
         if self._reloader is not None:
             self._reloader.ask()
 
+    async def _unless_hurried(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._hurried.wait()
+
     def drain(self) -> None:
-        """No new connections from the next tick on; returns at once, the running answers go on."""
+        """Not ready any more, and no new connections after the delay; returns at once, the running answers go on."""
         if self._reloading is not None:
             self._reloading.cancel()
         self._app.gateway.readiness.draining = True
         self.should_exit = True
 
+    def hurry(self) -> None:
+        """Ends the drain."""
+        self.force_exit = True
+        self._hurried.set()
+
     def _on_signal(self) -> None:
         if self.should_exit:
-            self.force_exit = True
+            self.hurry()
             return
         self.drain()
         running = sum(upstream.in_flight for _, upstream in self._app.gateway.readiness.upstreams)

@@ -54,6 +54,12 @@ def _serve_with(source: Source, workers: int) -> int:
         return run_worker(Place(index, workers, limits), mine[:clients], channel, mine[clients:])
 
     supervisor = Supervisor(
-        listeners, admin, keep=keep, work=work, lost=limits.forget_worker, drain_seconds=settings.server.drain_seconds
+        listeners,
+        admin,
+        keep=keep,
+        work=work,
+        lost=limits.forget_worker,
+        drain_seconds=settings.server.drain_seconds,
+        drain_delay_seconds=settings.server.drain_delay_seconds,
     )
     return supervisor.run()

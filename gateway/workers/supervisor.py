@@ -15,11 +15,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from math import inf
 
 from backends.output import cause
 from gateway.lastcall import admit_no_more
 from gateway.reload import terminal_is_gone
 from gateway.workers.children import Mask, ended, fork, signal_child
+from gateway.workers.delays import Delays
 
 # What a worker ends with before it served: in its first life, it would every time.
 CANNOT_START = 3
@@ -32,11 +34,6 @@ GRACE_SECONDS = 15.0
 # The same after a second signal.
 HASTY_SECONDS = 2.0
 
-FIRST_DELAY_SECONDS = 0.1
-MAX_DELAY_SECONDS = 10.0
-# Serving for this long means that the last trouble is over.
-STEADY_SECONDS = 60.0
-
 _STOP = (signal.SIGTERM, signal.SIGINT)
 _AWAITED = (*_STOP, signal.SIGCHLD, signal.SIGHUP)
 
@@ -44,21 +41,6 @@ logger = logging.getLogger("upshift")
 
 Keep = Callable[[socket.socket], int]
 Work = Callable[[int, Sequence[socket.socket], socket.socket], int]
-
-
-@dataclass(slots=True)
-class Delays:
-    """How long a worker waits for its next start: doubling from one trouble to the next, short again after a minute."""
-
-    _next_seconds: float = FIRST_DELAY_SECONDS
-
-    def after(self, lived_seconds: float) -> float:
-        """The delay, in seconds, after a life that lasted `lived_seconds`."""
-        if lived_seconds >= STEADY_SECONDS:
-            self._next_seconds = FIRST_DELAY_SECONDS
-        delay_seconds = self._next_seconds
-        self._next_seconds = min(2 * delay_seconds, MAX_DELAY_SECONDS)
-        return delay_seconds
 
 
 @dataclass(slots=True)
@@ -90,7 +72,7 @@ class _Phase(Enum):
 
 class Supervisor:
     """Lives for one `run`. Owns the sockets it is given; those of `lasting` are not closed when the drain
-    begins, but when a worker closes them.
+    begins, but when a worker closes them. The drain begins `drain_delay_seconds` after the workers were told to end.
 
     `keep(control)` runs in the keeper and `work(index, listeners, channel)` in each worker, both until told to end;
     what they return is the exit code. Over `control` the keeper gets each worker's index and channel, and END at last;
@@ -107,11 +89,13 @@ class Supervisor:
         work: Work,
         lost: Callable[[int], None],
         drain_seconds: float,
+        drain_delay_seconds: float = 0.0,
     ) -> None:
         self._keep = keep
         self._work = work
         self._lost = lost
         self._drain_seconds = drain_seconds
+        self._drain_delay_seconds = drain_delay_seconds
         # Children:
         self._workers = [
             _Worker(index, mine, lasting[index] if lasting else ()) for index, mine in enumerate(listeners)
@@ -120,6 +104,7 @@ class Supervisor:
         self._control, self._keepers_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # On the way out:
         self._phase = _Phase.SERVING
+        self._closing_at: float | None = None
         self._deadline: float | None = None
         self._hasty = False
         self._exit_code = 0
@@ -154,9 +139,9 @@ class Supervisor:
     def _wait(self) -> None:
         """Until a child ends, a signal comes, a start or the deadline is due."""
         due = [worker.due_at for worker in self._workers if worker.pid is None and self._phase is _Phase.SERVING]
-        soonest = min([*due, *([] if self._deadline is None else [self._deadline])], default=None)
-        patience_seconds = 3600.0 if soonest is None else max(soonest - time.monotonic(), 0.0)
-        caught = signal.sigtimedwait(_AWAITED, patience_seconds)
+        due += [moment for moment in (self._closing_at, self._deadline) if moment is not None]
+        patience_seconds = max(min(due, default=inf) - time.monotonic(), 0.0)
+        caught = signal.sigtimedwait(_AWAITED, min(patience_seconds, 3600.0))
         if caught is None:
             return
         if caught.si_signo in _STOP or (caught.si_signo == signal.SIGHUP and terminal_is_gone()):
@@ -170,8 +155,9 @@ class Supervisor:
             logger.info(
                 "stopping: running answers have %g s to finish; a second signal stops at once", self._drain_seconds
             )
-            self._drain()
+            self._drain(self._drain_delay_seconds)
             return
+        self._close()
         self._hasty = True
         self._exit_code = 1
         self._deadline = time.monotonic() + HASTY_SECONDS
@@ -214,21 +200,29 @@ class Supervisor:
             worker.due_at = now + delay_seconds
             logger.warning("worker %d %s; next start in %g s", worker.index, cause(exit_code, ()), delay_seconds)
 
-    def _drain(self) -> None:
+    def _drain(self, delay_seconds: float = 0.0) -> None:
         self._phase = _Phase.DRAINING
-        self._deadline = time.monotonic() + self._drain_seconds + GRACE_SECONDS
+        self._closing_at = time.monotonic() + delay_seconds
+        self._deadline = self._closing_at + self._drain_seconds + GRACE_SECONDS
+        if not delay_seconds:
+            self._close()
         for worker in self._workers:
-            # Ours first: what connects after the worker has closed its own shall be refused and not wait for nobody.
-            admit_no_more(worker.listeners)
-            for listener in worker.listeners:
-                listener.close()
-            for listener in worker.lasting:
-                listener.close()
             signal_child(worker.pid, signal.SIGTERM)
+
+    def _close(self) -> None:
+        """Before the workers do: what connects after them shall be refused and not wait for nobody."""
+        self._closing_at = None
+        for worker in self._workers:
+            admit_no_more(worker.listeners)
+            for listener in worker.sockets:
+                listener.close()
 
     def _advance(self) -> None:
         """What follows from who is left and what time it is."""
-        if self._deadline is not None and time.monotonic() >= self._deadline:
+        now = time.monotonic()
+        if self._closing_at is not None and now >= self._closing_at:
+            self._close()
+        if self._deadline is not None and now >= self._deadline:
             logger.error("killing what has not ended in time")
             self._exit_code = 1
             self._deadline = None

@@ -42,7 +42,7 @@ class WorkerServer(GatewayServer):
 
     def _stop_now(self) -> None:
         self.drain()
-        self.force_exit = True
+        self.hurry()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -79,17 +80,21 @@ def engines_below(parent: int) -> list[int]:
 
 
 @contextmanager
-def running_gateway(folder: Path, config: str) -> Iterator[GatewayUnderTest]:
-    """Starts `upshift serve` with `config` (YAML) on a free port; ends it with SIGTERM and expects exit code 0."""
+def running_gateway(
+    folder: Path, config: str, port: int = 0, environment: Mapping[str, str] | None = None
+) -> Iterator[GatewayUnderTest]:
+    """Starts `upshift serve` with `config` (YAML) on `port`, a free one by default, with `environment` besides ours;
+    ends it with SIGTERM and expects exit code 0."""
     file = folder / "upshift.yaml"
     file.write_text(config)
     log, access_log = folder / "gateway.log", folder / "access.log"
     with log.open("w") as errors, access_log.open("w") as lines:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gateway.cli", "serve", "--config", str(file), "--port", "0"],
+            [sys.executable, "-m", "gateway.cli", "serve", "--config", str(file), "--port", str(port)],
             stdout=lines,
             stderr=errors,
             text=True,
+            env={**os.environ, **(environment or {})},
         )
     try:
         gateway = GatewayUnderTest(process, listening_url(process, log), log, access_log)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 
 from tests.fakes import FakeBackend
 from tests.gateway.running import body, request, serving
@@ -53,3 +54,26 @@ async def test_models_do_not_share_their_troubles() -> None:
         await asyncio.gather(waiting, return_exceptions=True)
         await gateway.settled()
     assert stuck.cancelled == 1
+
+
+async def test_request_that_has_come_and_was_not_read_yet_is_answered_when_the_drain_begins() -> None:
+    async with serving(FakeBackend()) as gateway:
+        with socket.create_connection(("127.0.0.1", gateway.port)) as client:
+            async with asyncio.timeout(10):
+                while not gateway.state.connections:  # noqa: ASYNC110 - the server tells nobody
+                    await asyncio.sleep(0.001)
+            (connection,) = gateway.state.connections
+            client.sendall(request())
+            connection.shutdown()
+            answer = await asyncio.to_thread(client.recv, 4096)
+            assert answer.startswith(b"HTTP/1.1 200")
+
+
+async def test_idle_connection_is_closed_when_the_drain_begins() -> None:
+    async with serving(FakeBackend()) as gateway, gateway.connection() as (reader, _):
+        async with asyncio.timeout(10):
+            while not gateway.state.connections:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.001)
+        (connection,) = gateway.state.connections
+        connection.shutdown()
+        assert await reader.read() == b""

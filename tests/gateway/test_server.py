@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import gateway.listener
 import gateway.server
 from backends.base import BackendState
 from config.edge import TlsSettings
@@ -109,10 +110,11 @@ def test_banner_says_where_what_and_how() -> None:
 
 @contextlib.asynccontextmanager
 async def running(
-    backend: FakeBackend, drain_seconds: float, tls: TlsSettings | None = None
+    backend: FakeBackend, drain_seconds: float, tls: TlsSettings | None = None, delay_seconds: float = 0.0
 ) -> AsyncIterator[tuple[GatewayServer, int, asyncio.Task[None]]]:
     model = ModelSettings(name="fake", gguf=GgufSettings(source="demo"))
-    settings = Settings(server=ServerSettings(port=0, drain_seconds=drain_seconds), models=(model,))
+    listener = ServerSettings(port=0, drain_seconds=drain_seconds, drain_delay_seconds=delay_seconds)
+    settings = Settings(server=listener, models=(model,))
     app = create_app(settings, make_backends=lambda _: [backend])
     sockets = bind("127.0.0.1", 0)
     listening = asyncio.Event()
@@ -168,6 +170,46 @@ async def test_request_that_was_on_its_way_is_answered_after_the_signal(monkeypa
     assert backend.finished == 2
 
 
+async def test_client_of_a_stream_that_began_before_may_ask_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its headers did not tell it to leave."""
+    monkeypatch.setattr(gateway.listener, "LAST_CALL_SECONDS", 20.0)  # the machine may be busy
+    more = asyncio.Event()
+    backend = FakeBackend(script=[EVENTS[0], more, *EVENTS[1:]])
+    async with running(backend, drain_seconds=10) as (server, port, _):
+        reader, writer = await ask(port)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.to_thread(wait_for, lambda: not any(each.is_serving() for each in server.servers))
+        more.set()
+        await reader.readuntil(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        backend.script = None
+        writer.write(request(json.dumps(body()).encode()))
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in answer
+        writer.close()
+    assert backend.finished == 2
+
+
+async def test_balancers_have_the_delay_to_see_that_it_is_not_ready() -> None:
+    backend = FakeBackend()
+    async with running(backend, drain_seconds=10, delay_seconds=1.0) as (server, port, task):
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.to_thread(wait_for, lambda: (b"connection", b"close") in server.server_state.default_headers)
+        for sent, status in (
+            (request(b"", method="GET", path="/readyz"), b"503"),
+            (request(json.dumps(body()).encode()), b"200"),
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(sent)
+            answer = await reader.read()
+            assert answer.startswith(b"HTTP/1.1 " + status)
+            assert b"connection: close" in answer
+            writer.close()
+        await task
+        with pytest.raises(ConnectionError):
+            await asyncio.open_connection("127.0.0.1", port)
+
+
 async def test_answers_that_take_too_long_end_with_an_error_event() -> None:
     backend = FakeBackend(script=[EVENTS[0], asyncio.Event()])
     async with running(backend, drain_seconds=0.1) as (server, port, _):
@@ -181,9 +223,10 @@ async def test_answers_that_take_too_long_end_with_an_error_event() -> None:
     assert not server.force_exit
 
 
-async def test_second_signal_ends_the_drain() -> None:
+@pytest.mark.parametrize("delay_seconds", [0.0, 3600.0])
+async def test_second_signal_ends_the_drain(delay_seconds: float) -> None:
     backend = FakeBackend(script=[EVENTS[0], asyncio.Event()])
-    async with running(backend, drain_seconds=3600) as (server, port, task):
+    async with running(backend, drain_seconds=3600, delay_seconds=delay_seconds) as (server, port, task):
         _, writer = await ask(port)
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,8 +1,9 @@
 """A supervisor with children that do nothing but wait, for test_supervisor.py.
 
-    python -m tests.gateway.workers.family [cannot-start] [hopeless] [deaf] [impatient]
+    python -m tests.gateway.workers.family [cannot-start] [hopeless] [deaf] [impatient] [delayed]
 
 Every line on stdout is something that happened: "keeper PID", "worker INDEX PID", "lost INDEX", "keeper told to end".
+Where the drain is delayed, for DELAY_SECONDS, "port PORT" comes first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from gateway.workers.supervisor import CANNOT_START, END, GRACE_SECONDS, HOPELESS, Supervisor
 
 MODES = sys.argv[1:]
+DELAY_SECONDS = 2.0
 
 
 def keep(control: socket.socket) -> int:
@@ -47,11 +49,20 @@ def say(*words: object) -> None:
 
 
 def main() -> int:
-    listeners = [[socket.create_server(("127.0.0.1", 0))] for _ in range(2)]
+    # Nobody accepts: room for all that a test connects.
+    listeners = [[socket.create_server(("127.0.0.1", 0), backlog=4096)] for _ in range(2)]
     # Where nobody listens to signals, what is killed after the grace is killed at once.
     drain_seconds = -GRACE_SECONDS if "impatient" in MODES else 30.0
+    delay_seconds = DELAY_SECONDS if "delayed" in MODES else 0.0
+    if delay_seconds:
+        say("port", listeners[0][0].getsockname()[1])
     supervisor = Supervisor(
-        listeners, keep=keep, work=work, lost=lambda index: say("lost", index), drain_seconds=drain_seconds
+        listeners,
+        keep=keep,
+        work=work,
+        lost=lambda index: say("lost", index),
+        drain_seconds=drain_seconds,
+        drain_delay_seconds=delay_seconds,
     )
     return supervisor.run()
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
-from gateway.workers.supervisor import MAX_DELAY_SECONDS, STEADY_SECONDS, Delays
+from gateway.workers.delays import MAX_DELAY_SECONDS, STEADY_SECONDS, Delays
 from tests.engine import is_alive, wait_for
+from tests.gateway.workers.family import DELAY_SECONDS
 
 
 class Family:
@@ -117,6 +120,19 @@ def test_second_signal_does_not_wait_for_workers() -> None:
         assert not any(map(is_alive, pids))
 
 
+def test_nobody_is_kept_out_before_the_delay_is_over() -> None:
+    with family("deaf", "delayed") as running:
+        (port,) = running.next("port")
+        running.started()
+        ended_at = time.monotonic()
+        running.process.terminate()
+        wait_for(lambda: not pending(running.process.pid, signal.SIGTERM))
+        wait_for(lambda: not gets_in(int(port)))
+        assert time.monotonic() - ended_at >= DELAY_SECONDS
+        running.process.terminate()
+        assert running.ended() == 1
+
+
 def test_worker_that_does_not_end_is_killed() -> None:
     with family("deaf", "impatient") as running:
         running.started()
@@ -135,6 +151,13 @@ def test_delay_doubles_until_a_worker_has_lasted() -> None:
     delays = Delays()
     assert [delays.after(1.0) for _ in range(8)] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, MAX_DELAY_SECONDS]
     assert [delays.after(STEADY_SECONDS), delays.after(1.0)] == [0.1, 0.2]
+
+
+def gets_in(port: int) -> bool:
+    """Whether the kernel accepts a connection there; it drops the attempts of those who are kept out."""
+    with socket.socket() as probe:
+        probe.settimeout(0.3)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def pending(pid: int, number: signal.Signals) -> bool:
