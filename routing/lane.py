@@ -77,9 +77,7 @@ class Lane:
             self._hour = local.tm_hour
             self._hour_until = now + 60 - local.tm_sec
         pool = self._members()
-        # One that has come back gets its share step by step, where another one can serve meanwhile.
-        ramps = len(pool) > 1
-        upstreams = tuple([upstream.look(now, ramps=ramps) for upstream in pool])
+        upstreams = tuple([upstream.look(now, pool) for upstream in pool])
         if tried:
             upstreams = tuple(
                 seen._replace(obstacle=Obstacle.TRIED) if upstream in tried else seen

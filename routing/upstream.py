@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, inf
 from time import perf_counter
@@ -70,7 +71,8 @@ class Upstream:
         self._in_flight_at_load = 0
         # The last look, as long as it holds: of sixteen upstreams, one or two change between two decisions.
         self._seen: UpstreamSignals | None = None
-        self._restarts = 0
+        # What would show at the next look that it was away meanwhile.
+        self._restarts = self.restarts
         self._seen_state: BackendState | None = None
 
     @property
@@ -122,6 +124,11 @@ class Upstream:
         return well and self._in_flight < self.limit and self.backend.state is BackendState.READY
 
     @property
+    def is_well(self) -> bool:
+        """Whether nothing speaks against it but, perhaps, that it is full."""
+        return self.breaker.clear and self.backend.state is BackendState.READY
+
+    @property
     def restarts(self) -> int:
         """How often its engine had to be started again, as far as that is known here."""
         return getattr(self.backend, "restarts", 0)
@@ -141,18 +148,15 @@ class Upstream:
             self.adaptive.answered(now, first_token_seconds, self._in_flight)
             self.limit = self.adaptive.value
 
-    def look(self, now: float, *, ramps: bool = False) -> UpstreamSignals:
-        """As it is at `now`. If it `ramps`, one that has come back is full with less at first."""
+    def look(self, now: float, beside: Sequence[Upstream] = ()) -> UpstreamSignals:
+        """As it is at `now`. One that has come back is full with less at first, if another of those `beside` it can
+        serve meanwhile."""
         state, breaker = self.backend.state, self.breaker
         if self._seen is not None and state is self._seen_state and breaker.clear:
             return self._seen
-        if state is BackendState.READY and self._seen_state not in (None, BackendState.READY):
+        if state is BackendState.READY and self._was_away():
             breaker.came_back(now)
         if not breaker.clear:
-            if state is BackendState.READY and self.restarts != self._restarts:
-                # Started again, and nobody looked in between.
-                self._restarts = self.restarts
-                breaker.came_back(now)
             breaker.refresh(now)
         in_flight, limit, load = self._in_flight, self.limit, self._load
         outstanding, slots = in_flight, limit
@@ -165,7 +169,7 @@ class Upstream:
         self._seen_state = state
         self._seen = UpstreamSignals(
             self.kind,
-            self._obstacle(now, state, ramps=ramps),
+            self._obstacle(now, state, beside),
             in_flight,
             outstanding,
             slots,
@@ -176,7 +180,12 @@ class Upstream:
         )
         return self._seen
 
-    def _obstacle(self, now: float, state: BackendState, *, ramps: bool) -> Obstacle:
+    def _was_away(self) -> bool:
+        """Whether it was not READY at the last look, or has been started again since and nobody looked in between."""
+        before, self._restarts = self._restarts, getattr(self.backend, "restarts", 0)
+        return self._seen_state not in (None, BackendState.READY) or before != self._restarts
+
+    def _obstacle(self, now: float, state: BackendState, beside: Sequence[Upstream]) -> Obstacle:
         if state is not BackendState.READY:
             if state is not BackendState.STARTING and getattr(self.backend, "asleep", False):
                 return Obstacle.ASLEEP
@@ -191,7 +200,7 @@ class Upstream:
                 return Obstacle.OPEN
             if breaker.rests(now):
                 return Obstacle.RESTING
-            if ramps:
+            if any(other.is_well for other in beside if other is not self):
                 limit = max(1.0, min(limit, ASSUMED_SLOTS) * breaker.warmth(now))
         return Obstacle.NONE if self._in_flight < limit else Obstacle.FULL
 

@@ -77,20 +77,45 @@ def test_an_upstream_that_asks_for_rest_gets_it() -> None:
 
 def test_an_upstream_that_has_come_back_gets_its_share_step_by_step() -> None:
     backend = FakeBackend(state=BackendState.STARTING)
-    upstream = Upstream(backend, limit=100)
+    upstream, other = Upstream(backend, limit=100), Upstream(FakeBackend())
+    pool = (upstream, other)
     upstream.adopt(SETTINGS, 2.0, 1)
-    assert upstream.look(0.0, ramps=True).obstacle is Obstacle.STARTING
+    assert upstream.look(0.0, pool).obstacle is Obstacle.STARTING
     backend.state = BackendState.READY
     room = []
     for now in (1.0, 3.0, 6.0, 11.0):
         upstream.in_flight = 0
-        while upstream.in_flight < 100 and upstream.look(now, ramps=True).obstacle is Obstacle.NONE:
+        while upstream.in_flight < 100 and upstream.look(now, pool).obstacle is Obstacle.NONE:
             upstream.in_flight += 1
         room.append(upstream.in_flight)
     assert room == [1, 13, 32, 100]
-    upstream.breaker.came_back(20.0)
+
+
+@pytest.mark.parametrize("trouble", ["alone", "starting", "open", "came back as well"])
+def test_it_gets_its_share_at_once_where_no_other_can_serve_meanwhile(trouble: str) -> None:
+    upstream, other = Upstream(FakeBackend(), limit=100), FakeBackend()
+    beside = Upstream(other)
+    pool = (upstream,) if trouble == "alone" else (upstream, beside)
+    upstream.breaker.came_back(0.0)
     upstream.in_flight = 99
-    assert upstream.look(20.0).obstacle is Obstacle.NONE, "alone there is nobody else to serve meanwhile"
+    assert upstream.look(0.0, (upstream, Upstream(FakeBackend()))).obstacle is Obstacle.FULL
+    if trouble == "starting":
+        other.state = BackendState.STARTING
+    elif trouble == "open":
+        for _ in range(20):
+            beside.failed(0.0)
+    else:
+        beside.breaker.came_back(0.0)
+    assert upstream.look(0.0, pool).obstacle is Obstacle.NONE
+
+
+def test_an_engine_that_was_started_again_unseen_has_come_back() -> None:
+    backend = FakeBackend()
+    upstream = Upstream(backend, limit=100)
+    assert upstream.look(0.0).obstacle is Obstacle.NONE
+    backend.restarts += 1
+    upstream.in_flight = 50
+    assert upstream.look(0.0, (upstream, Upstream(FakeBackend()))).obstacle is Obstacle.FULL
 
 
 def test_an_engine_that_will_be_started_again_counts_as_starting() -> None:
