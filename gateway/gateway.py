@@ -143,7 +143,7 @@ class Gateway:
         served = assemble(settings, self._make_backends, before)
         guard = _guard(settings)
         plans = plans_of(settings)
-        issuer = issuer_of(settings, self._limits.slot_of)
+        issuer = issuer_of(settings, self._limits.slot_of, self._issuer)
         entrance = self._entrance(settings, issuer)
         relay = self._relay(settings, guard, entrance)
         # From here on nothing can fail and nobody else runs until the new state is complete.
@@ -208,7 +208,6 @@ class Gateway:
             self._following.add_done_callback(report_end)
 
     def _ask_issuer(self) -> None:
-        """A new configuration asks anew: its tokens mean other tiers and models."""
         if self._asking is not None:
             self._asking.cancel()
             self._asking = None

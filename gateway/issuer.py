@@ -33,18 +33,26 @@ class IssuerFailed(Exception):
 class Issuer:
     """Belongs to one event loop; `run` must run as long as it is used."""
 
-    def __init__(self, about: JwtSettings, tokens: Tokens) -> None:
+    def __init__(self, about: JwtSettings, tokens: Tokens, before: Issuer | None = None) -> None:
+        """Keys that `before` has had from the same place are taken over."""
         self.tokens = tokens
         self._about = about
         self._fetching: asyncio.Task[None] | None = None
         self._fetched_at = float("-inf")
         self._failing = False
+        if before is not None and before._place == self._place and tokens.take_over(before.tokens):
+            self._fetched_at, self._failing = before._fetched_at, before._failing
+
+    @property
+    def _place(self) -> tuple[str, str | None]:
+        return self._about.issuer, self._about.jwks_url
 
     async def run(self) -> None:
         """Keeps the keys fresh until cancelled. Those at hand stay in use while the provider cannot be asked."""
         while True:
+            due = self._fetched_at + (RETRY_SECONDS if self._failing else REFRESH_SECONDS)
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
             await self._fetch_once()
-            await asyncio.sleep(RETRY_SECONDS if self._failing else REFRESH_SECONDS)
 
     async def refresh(self) -> None:
         """Returns with the provider's newest keys, unless they are of a moment ago or cannot be had. However many ask,

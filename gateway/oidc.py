@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from gateway.issuer import Issuer
 
 
-def issuer_of(settings: Settings, slot_of: Callable[[bytes], int]) -> Issuer | None:
-    """The issuer that the settings name, if any. `slot_of` is LimitStore.slot_of. Raises ConfigError where PyJWT is not
-    installed."""
+def issuer_of(settings: Settings, slot_of: Callable[[bytes], int], before: Issuer | None = None) -> Issuer | None:
+    """The issuer that the settings name, if any, with the keys that the one `before` has, if it is the same. `slot_of`
+    is LimitStore.slot_of. Raises ConfigError where PyJWT is not installed."""
     if not isinstance(settings.auth, AuthSettings) or settings.auth.jwt is None:
         return None
     try:
@@ -27,4 +27,4 @@ def issuer_of(settings: Settings, slot_of: Callable[[bytes], int]) -> Issuer | N
     except ImportError as error:
         problem = Problem(("auth", "jwt"), "needs PyJWT: pip install 'upshift[oidc]'")
         raise ConfigError("settings", (problem,)) from error
-    return Issuer(settings.auth.jwt, Tokens(settings, settings.auth.jwt, slot_of))
+    return Issuer(settings.auth.jwt, Tokens(settings, settings.auth.jwt, slot_of), before)

@@ -68,6 +68,11 @@ class Tokens:
         self._known.clear()
         return len(keys)
 
+    def take_over(self, before: Tokens) -> bool:
+        """Goes on with the keys of `before`; False where it has none. What its tokens stood for is not taken over."""
+        self._keys = before._keys
+        return bool(self._keys)
+
     def principal(self, token: bytes, digest: bytes) -> Principal:
         """Whom `token`, whose SHA-256 is `digest`, stands for. Raises InvalidKey, and SignerUnknown where the issuer's
         newest keys might know better."""

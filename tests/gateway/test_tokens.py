@@ -144,6 +144,26 @@ async def test_token_signed_with_a_new_key_is_accepted_at_once_and_one_of_a_gone
         assert provider.asked == 2
 
 
+async def test_reload_keeps_the_keys_of_an_issuer_that_stays_and_nothing_that_they_meant() -> None:
+    async with (
+        providing(RSA) as provider,
+        providing(EC) as successor,
+        serving(FakeBackend(), edge=edge(provider, tier_claim="tier")) as gateway,
+    ):
+        token = RSA.sign(provider.claims(tier="gold"))
+        assert (await ask(gateway, token)).headers["x-ratelimit-limit-requests"] == "2"
+        provider.broken = True
+        for _ in range(3):
+            changed = edge(provider, tier_claim="tier")
+            await gateway.reload(auth=changed["auth"], limits={"tiers": {"gold": {"requests_per_minute": 3}}})
+        assert (await ask(gateway, token)).headers["x-ratelimit-limit-requests"] == "3"
+        assert provider.asked == 1
+        await gateway.reload(**edge(successor))
+        assert (await ask(gateway, token)).status_code == 401
+        assert (await ask(gateway, EC.sign(successor.claims()))).status_code == 200
+        assert (provider.asked, successor.asked) == (1, 1)
+
+
 async def test_issuer_that_is_down_keeps_nobody_out_whose_key_is_known(caplog: pytest.LogCaptureFixture) -> None:
     async with providing(RSA) as provider, serving(FakeBackend(), edge=edge(provider)) as gateway:
         assert (await ask(gateway, RSA.sign(provider.claims()))).status_code == 200
