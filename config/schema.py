@@ -106,6 +106,11 @@ class ModelSettings(Tree):
         return tuple(one for one in (by_gguf, by_vllm) if one.gguf is not None or one.vllm is not None)
 
     @property
+    def launched(self) -> bool:
+        """Whether an engine for it is launched here."""
+        return any(engine is not None and engine.source is not None for engine in (self.gguf, self.vllm))
+
+    @property
     def places(self) -> tuple[str, ...]:
         """What serves it, for people: files and URLs."""
         gguf = () if self.gguf is None else (self.gguf.source or self.gguf.url or "",)

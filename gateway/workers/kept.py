@@ -79,8 +79,10 @@ class Engines:
         self._generation += 1
         new: list[Engine] = []
         wanted: list[Engine] = []
-        self.needed = True
-        for artifact in (artifact for model in settings.models for artifact in model.artifacts):
+        artifacts = [artifact for model in settings.models for artifact in model.artifacts]
+        launched = [artifact for artifact in artifacts if artifact.launched]
+        self.needed = launched == artifacts
+        for artifact in launched:
             found = next((engine for engine in self._engines.values() if engine.artifact == artifact), None)
             if found is not None:
                 wanted.append(found)
@@ -89,8 +91,6 @@ class Engines:
                 if isinstance(backend, EngineBackend):
                     self._made += 1
                     new.append(Engine(self._made, artifact, backend, Upstream(backend)))
-                else:
-                    self.needed = False
         for engine in self._engines.values():
             engine.wanted = engine in wanted
         self._engines |= {engine.number: engine for engine in new}

@@ -76,7 +76,8 @@ class Kept:
 async def keeper(*modes: str, idle_stop_seconds: float | None = None) -> AsyncIterator[Kept]:
     processes: list[EngineProcess] = []
 
-    def make(_: ModelSettings) -> list[EngineBackend]:
+    def make(artifact: ModelSettings) -> list[EngineBackend]:
+        assert artifact.launched
         processes.append(EngineProcess("m/gguf", lambda path: fake_argv(path, *modes), timing=TIMING))
         return [EngineBackend("gguf", processes[-1], idle_stop_seconds)]
 
@@ -138,6 +139,17 @@ async def test_workers_are_told_how_far_an_engine_is_and_why_it_ended() -> None:
         # One that comes later knows it from the beginning.
         assert borrowed(await kept.link(1)).failure == engine.failure
         await engine.stop()
+
+
+async def test_what_runs_elsewhere_is_no_business_of_the_keeper() -> None:
+    async with keeper() as kept:
+        engine = borrowed(await kept.link(0))
+        elsewhere = GgufSettings(openai="http://127.0.0.1:1")
+        for number in range(3):
+            remote = ModelSettings(name=f"remote-{number}", gguf=elsewhere)
+            await kept.apply(Settings(models=(MODEL, remote)))
+        assert len(kept.processes) == 1, "its backends were built"
+        await until(partial(is_ready, engine))
 
 
 async def test_total_is_of_all_workers_whoever_asks() -> None:
