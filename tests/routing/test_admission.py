@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends.base import BackendState, InferenceRequest, Operation
-from backends.errors import BackendError, BackendLoading, BackendOverloaded, BackendProtocolError
+from backends.errors import (
+    BackendError,
+    BackendLoading,
+    BackendOverloaded,
+    BackendProtocolError,
+    BackendUnavailable,
+)
 from config.routing import RoutingSettings
 from routing.catalog import CatalogEntry, ModelCatalog
 from routing.errors import Overloaded, Unavailable
@@ -205,7 +211,8 @@ OUTCOMES = [None, BackendOverloaded("busy"), BackendProtocolError("reset"), Runt
 async def test_nothing_stays_in_flight_whatever_happens(  # noqa: C901 - one story
     seed: int, limits: list[int]
 ) -> None:
-    """Forty requests end, fail, break off or leave in any order; every limit holds all the time."""
+    """Forty requests end, fail, break off or leave in any order, engines crash and come back; every limit holds all the
+    time."""
     chance = random.Random(seed)
 
     class Moody(FakeBackend):
@@ -215,6 +222,8 @@ async def test_nothing_stays_in_flight_whatever_happens(  # noqa: C901 - one sto
             self.most = max(self.most, next(u.in_flight for u in upstreams if u.backend is self))
             for _ in range(chance.randrange(3)):
                 await asyncio.sleep(0)
+            if self.state is not BackendState.READY:
+                raise BackendUnavailable("crashed")
             error = chance.choice(OUTCOMES)
             if error is not None:
                 raise error
@@ -247,6 +256,10 @@ async def test_nothing_stays_in_flight_whatever_happens(  # noqa: C901 - one sto
         await asyncio.sleep(0)
         if chance.random() < 0.25:
             chance.choice(tasks).cancel()
+        if chance.random() < 0.1:
+            engine = chance.choice(backends)
+            engine.restarts += engine.state is BackendState.FAILED
+            engine.state = BackendState.READY if engine.state is BackendState.FAILED else BackendState.FAILED
     async with asyncio.timeout(60):
         await asyncio.wait(tasks)
     assert [upstream.in_flight for upstream in upstreams] == [0] * len(limits)

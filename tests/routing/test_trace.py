@@ -15,6 +15,7 @@ from config.routing import RoutingSettings, TraceSettings
 from routing.ask import Ask
 from routing.policy import GGUF, POLICIES, VLLM, decide, plan_for
 from routing.replay import replay
+from routing.replicas import ORDERS
 from routing.signals import Obstacle, Stage, UpstreamSignals
 from routing.trace import Moment, TraceError, line_of, parse
 from routing.tracefile import TraceFile
@@ -32,17 +33,18 @@ def traced(policy: str, signals: Any, **routing: Any) -> str:
 
 @given(
     policy=st.sampled_from(list(POLICIES)),
+    replicas=st.sampled_from(list(ORDERS)),
     upstreams=UPSTREAMS,
     kind=st.sampled_from([GGUF, VLLM]),
     chance=st.floats(0, 0.99),
 )
 def test_an_unchanged_configuration_changes_no_decision(
-    policy: str, upstreams: list[UpstreamSignals], kind: str, chance: float
+    policy: str, replicas: str, upstreams: list[UpstreamSignals], kind: str, chance: float
 ) -> None:
     signals = moment(*upstreams, stage=Stage(kind, 990.0, 995.5), chance=chance)
-    one = parse(traced(policy, signals))
+    one = parse(traced(policy, signals, replicas=replicas))
     assert (one.moment.signals, one.moment.ask) == (signals, ASK)
-    result = replay([one], lambda _: plan(policy=policy))
+    result = replay([one], lambda _: plan(policy=policy, replicas=replicas))
     assert (result["m"].decisions, result["m"].changed) == (1, 0)
 
 
