@@ -1,75 +1,81 @@
-"""A real redis-server for tests: Debian's packages, unpacked below the cache and not installed, or that of the PATH."""
+"""Real servers for tests that speak Redis' protocol: Debian's of four releases, or for most tests that of the PATH."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.benchmarks.bench_engine_build import CACHE
+from tests.debian import CannotFetch, command, unpacked
 from tests.engine import wait_for
 
-# The server's program is in redis-tools; the others are libraries that a bare Debian lacks.
-_PACKAGES = ("redis-server", "redis-tools", "libjemalloc2", "liblzf1", "libatomic1")
-_INSTALL_SECONDS = 600
 START_SECONDS = 60
 
 
-class CannotInstall(Exception):
-    """apt-get could not fetch a redis-server."""
+@dataclass(frozen=True)
+class Edition:
+    """A server as one release of Debian has it; `libraries` are those that a bare Debian 12 lacks."""
+
+    name: str
+    release: str
+    libraries: tuple[str, ...]
+    server: str = "redis"
+
+    def command(self) -> list[str]:
+        """How it is started; fetched once per machine. Raises CannotFetch."""
+        # The program is in the tools, the name by which it is a server in the other one.
+        packages = (f"{self.server}-server", f"{self.server}-tools", *self.libraries)
+        return command(unpacked(*packages, release=self.release), f"usr/bin/{self.server}-server")
 
 
-def redis_program() -> tuple[str, dict[str, str]]:
-    """The program and the environment it needs; fetched once per machine. Raises CannotInstall."""
+_BASE = ("libjemalloc2", "liblzf1", "libatomic1")
+_NEW = (*_BASE, "libc6", "libssl3t64", "libzstd1", "libstdc++6", "libgcc-s1")
+REDIS_7 = Edition("redis 7", "bookworm", _BASE)
+EDITIONS = (
+    Edition("redis 6", "bullseye", (*_BASE, "libssl1.1", "liblua5.1-0", "lua-bitop", "lua-cjson", "libhiredis0.14")),
+    REDIS_7,
+    Edition("redis 8", "trixie", _NEW),
+    Edition("valkey 8", "trixie", _NEW, "valkey"),
+)
+
+
+def if_to_be_had(edition: Edition) -> Edition | None:
+    """`edition`; where it cannot be had the test is skipped. On machines without Debian's packages one of them is
+    None, which is any server."""
+    try:
+        edition.command()
+    except CannotFetch as error:
+        if edition is REDIS_7:
+            return None
+        pytest.skip(f"{edition.name}: {error}")
+    return edition
+
+
+def any_server() -> list[str]:
+    """How a server of whatever version is started. Skips the test where there is none and no apt-get."""
     found = shutil.which("redis-server") or shutil.which("valkey-server")
     if found is not None:
-        return found, dict(os.environ)
-    folder = CACHE / "redis"
-    program = folder / "usr" / "bin" / "redis-server"
-    if not (folder / ".complete").exists():
-        _fetch(folder)
-    (library,) = {path.parent for path in folder.glob("usr/lib/*/libjemalloc.so.2")}
-    return str(program), {**os.environ, "LD_LIBRARY_PATH": str(library)}
-
-
-def _fetch(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.deb"):
-        old.unlink()
-    download = ["apt-get", "--quiet", "download", *_PACKAGES]
-    try:
-        if not _runs(download, folder):
-            # A machine that never asked for the list of packages.
-            _runs(["apt-get", "--quiet", "update"], folder)
-            if not _runs(download, folder):
-                raise CannotInstall(f"apt-get download failed; see {folder / 'install.log'}")
-    except FileNotFoundError:
+        return [found]
+    if shutil.which("apt-get") is None:
         pytest.skip("there is no redis-server on the PATH, and no apt-get to fetch one")
-    for archive in folder.glob("*.deb"):
-        subprocess.run(["dpkg-deb", "-x", str(archive), str(folder)], check=True, timeout=_INSTALL_SECONDS)
-    (folder / ".complete").touch()
-
-
-def _runs(command: list[str], folder: Path) -> bool:
-    with (folder / "install.log").open("a") as log:
-        ended = subprocess.run(command, cwd=folder, stdout=log, stderr=log, check=False, timeout=_INSTALL_SECONDS)
-    return ended.returncode == 0
+    return REDIS_7.command()
 
 
 class RedisServer:
     """One server on a loopback port that stays the same when it is started again. Keeps its data only if told to."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, edition: Edition | None = None) -> None:
         self.folder = folder
         self.options = options
+        self.edition = edition
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -78,11 +84,11 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        program, environment = redis_program()
+        start = any_server() if self.edition is None else self.edition.command()
         self.folder.mkdir(parents=True, exist_ok=True)
-        words = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
+        words = [*start, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""]
         with (self.folder / "redis.log").open("ab") as log:
-            self.process = subprocess.Popen([*words, *self.options], env=environment, stdout=log, stderr=log)
+            self.process = subprocess.Popen([*words, *self.options], stdout=log, stderr=log)
         wait_for(self._answers, START_SECONDS)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
@@ -123,9 +129,9 @@ class RedisServer:
 
 
 @contextlib.contextmanager
-def running_redis(folder: Path, *options: str) -> Iterator[RedisServer]:
-    """A server until the end of the block."""
-    server = RedisServer(folder, *options)
+def running_redis(folder: Path, *options: str, edition: Edition | None = None) -> Iterator[RedisServer]:
+    """A server of that edition, or any one, until the end of the block."""
+    server = RedisServer(folder, *options, edition=edition)
     try:
         server.start()
         yield server

@@ -187,9 +187,8 @@ class SharedLimiter:
 
     def _note(self, error: RedisGone | RedisRefused) -> None:
         """The link tells of outages; what concerns one key alone is told here, each kind once."""
-        code = str(error).partition(" ")[0]
-        if isinstance(error, RedisRefused) and self._link.up and code not in self._noted:
-            self._noted.add(code)
+        if isinstance(error, RedisRefused) and self._link.up and error.code not in self._noted:
+            self._noted.add(error.code)
             logger.error("Redis refused to count a request: %s", error)
 
     # -- what Redis is told without waiting ------------------------------------------------------------------------

@@ -72,7 +72,7 @@ class Link:
         try:
             result = await answer
         except RedisRefused as error:
-            if str(error).partition(" ")[0] in _USELESS:
+            if error.code in _USELESS:
                 self._drop(str(error))
             raise
         finally:

@@ -7,10 +7,12 @@ keeps nobody else from asking. Neighbours: link.py (keeps a connection to whoeve
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, cast
 
+_IN_SCRIPT = re.compile(r"@user_script: ?\d+: -?([A-Z]{2,}) ")
 # Longer than anything that is asked for; a peer that sends more is not a Redis that we know.
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 
@@ -20,7 +22,15 @@ class RedisGone(Exception):
 
 
 class RedisRefused(Exception):
-    """Redis answered with an error. The message begins with its code, such as READONLY."""
+    """Redis answered with an error."""
+
+    @property
+    def code(self) -> str:
+        """Of what kind it is, such as READONLY: the first word, and of what goes wrong in a script before Redis 7 the
+        one in the middle of `ERR Error running script (…): @user_script: 7: -READONLY You can't…`."""
+        text = str(self)
+        inside = _IN_SCRIPT.search(text) if text.startswith("ERR ") else None
+        return inside[1] if inside is not None else text.partition(" ")[0]
 
 
 def moved_to(error: Exception) -> tuple[str, int] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.benchmarks.bench_engine_build import CACHE
 from tests.benchmarks.peers import Peer
+from tests.debian import CannotFetch, program
 
 _COMPLETE = ".complete"
 _INSTALL_TIMEOUT_SECONDS = 1800
@@ -55,16 +56,15 @@ def _npm(package: str, peer: Peer, folder: Path) -> None:
 
 def _deb(package: str, _peer: Peer, folder: Path) -> None:
     """The distribution's package, unpacked and not installed; where there is no apt, the program on the PATH."""
-    program = shutil.which(package)
-    if shutil.which("apt-get") is None and program is not None:
-        (folder / "usr" / "sbin").mkdir(parents=True, exist_ok=True)
-        (folder / "usr" / "sbin" / package).symlink_to(program)
-        return
-    for old in folder.glob("*.deb"):
-        old.unlink()
-    _run(["apt-get", "--quiet", "download", package], folder)
-    (archive,) = folder.glob("*.deb")
-    _run(["dpkg-deb", "-x", str(archive), str(folder)], folder)
+    _say(f"{folder.name}: {package} of this machine's Debian")
+    try:
+        found = program(package, f"usr/sbin/{package}")
+    except CannotFetch as error:
+        raise CannotInstall(str(error)) from None
+    (folder / "usr" / "sbin").mkdir(parents=True, exist_ok=True)
+    link = folder / "usr" / "sbin" / package
+    link.unlink(missing_ok=True)
+    link.symlink_to(found)
 
 
 _INSTALLERS: dict[str, Callable[[str, Peer, Path], None]] = {"pip": _pip, "npm": _npm, "deb": _deb}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,25 +18,31 @@ from gateway.keyedits import KeyTaken, NoSuchKey
 from gateway.keys import hash_of
 from gateway.keystore import DatabaseStore, FileStore, KeyStore, store_at
 from gateway.replicas.keys import RedisStore
-from tests.redis_server import RedisServer, running_redis
+from tests.redis_server import EDITIONS, REDIS_7, Edition, RedisServer, if_to_be_had, running_redis
 
 Make = Callable[[], KeyStore]
 
 
 @pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with running_redis(tmp_path_factory.mktemp("redis")) as server:
-        yield server
+def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Edition], RedisServer]]:
+    with ExitStack() as stack:
+
+        @functools.cache
+        def start(edition: Edition) -> RedisServer:
+            folder = tmp_path_factory.mktemp("redis")
+            return stack.enter_context(running_redis(folder, edition=if_to_be_had(edition)))
+
+        yield start
 
 
-@pytest.fixture(params=["file", "database", "redis"])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+@pytest.fixture(params=["file", "database", *(edition.name for edition in EDITIONS)])
+def make(request: pytest.FixtureRequest, tmp_path: Path, server_of: Callable[[Edition], RedisServer]) -> Make:
     """Makes another store at the same place, as another process would have."""
     if request.param == "file":
         return lambda: FileStore(tmp_path / "keys.yaml")
     if request.param == "database":
         return lambda: DatabaseStore(tmp_path / "keys.db")
-    server: RedisServer = request.getfixturevalue("redis")
+    server = server_of(next(edition for edition in EDITIONS if edition.name == request.param))
     server.command("FLUSHALL")
     return lambda: RedisStore(RedisSettings(url=server.url))
 
@@ -138,7 +146,8 @@ def test_redis_is_asked_again_after_a_restart(tmp_path: Path) -> None:
         assert names(store) == ["a"]
 
 
-def test_keys_of_somebody_elses_making_are_one_error(redis: RedisServer) -> None:
+def test_keys_of_somebody_elses_making_are_one_error(server_of: Callable[[Edition], RedisServer]) -> None:
+    redis = server_of(REDIS_7)
     redis.command("SET", "{upshift}:keys", "no json")
     with pytest.raises(ConfigError, match="no JSON"):
         RedisStore(RedisSettings(url=redis.url)).load()

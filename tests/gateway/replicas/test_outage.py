@@ -121,7 +121,7 @@ async def test_scripts_that_redis_forgot_are_loaded_again(redis: RedisServer) ->
 
 
 async def test_promoted_replica_is_found_and_knows_what_was_counted(own_redis: RedisServer, tmp_path: Path) -> None:
-    with running_redis(tmp_path / "second") as second:
+    with running_redis(tmp_path / "second", edition=own_redis.edition) as second:
         second.command("REPLICAOF", "127.0.0.1", str(own_redis.port))
         urls = f"{second.url},{own_redis.url}"
         async with replica(urls, Limits(requests_per_minute=3)) as gateway:

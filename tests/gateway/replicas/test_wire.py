@@ -94,3 +94,19 @@ async def test_nonsense_ends_the_connection(data: bytes) -> None:
     connection.call(b"PING")
     connection.data_received(data)
     assert sink.ended
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("READONLY You can't write against a read only replica.", "READONLY"),
+        ("ERR unknown command", "ERR"),
+        # Redis 6, Redis 7
+        ("ERR Error running script (call to f_1f): @user_script:7: @user_script: 7: -READONLY You can't", "READONLY"),
+        ("ERR Error running script (call to f_1f): @user_script:7: WRONGTYPE Operation against", "WRONGTYPE"),
+        ("MISCONF Errors writing to the AOF file script: 1f, on @user_script:77.", "MISCONF"),
+        ("ERR user_script:1: Script attempted to access a non local key READONLY x", "ERR"),
+    ],
+)
+def test_code_of_a_refusal_is_found_in_every_version(said: str, code: str) -> None:
+    assert RedisRefused(said).code == code
