@@ -1,7 +1,7 @@
 """Limits that replicas share: one script at Redis admits a request, one settles it; without Redis, what is configured.
 
-Neighbours: reserve.lua, settle.lua, renew.lua (the counting), link.py (the connection), ../ratelimit.py (the same in
-memory, and what `local` means), ../buckets.py (what debts mean).
+Neighbours: reserve.lua, settle.lua, renew.lua (the counting; shared.lua is the beginning of each), link.py (the
+connection), ../ratelimit.py (the same in memory, and what `local` means), ../buckets.py (what debts mean).
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ RENEWED_AT_ONCE = 500
 MAX_UNSETTLED = 10_000
 
 _FOLDER = files("gateway.replicas")
-_SCRIPTS = [_FOLDER.joinpath(f"{name}.lua").read_bytes() for name in ("reserve", "settle", "renew")]
+_SHARED = _FOLDER.joinpath("shared.lua").read_bytes()
+_SCRIPTS = [_SHARED + _FOLDER.joinpath(f"{name}.lua").read_bytes() for name in ("reserve", "settle", "renew")]
 _RESERVE, _SETTLE, _RENEW = (hashlib.sha1(text, usedforsecurity=False).hexdigest().encode() for text in _SCRIPTS)
 _KINDS = ("requests", "tokens", "tokens_per_day", "concurrent")
 
