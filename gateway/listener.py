@@ -8,7 +8,6 @@ refused in JSON. Neighbours: server.py (hands this to uvicorn), call.py (one inf
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from gateway.crowd import Crowd
 from gateway.dataplane import INFERENCE, DataPlane, Front
 from gateway.deadline import Deadline
 from gateway.lastcall import LAST_CALL_SECONDS, has_unread
-from gateway.target import operation_at
+from gateway.target import operation_at, without_upgrade
 from gateway.tls import names_in
 
 if TYPE_CHECKING:
@@ -41,17 +40,10 @@ LINGER_SECONDS = 1.0
 
 _PATHS = {path.encode(): operation for path, operation in INFERENCE.items()}
 _CLOSE = (b"connection", b"close")
-_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"host"))
 
 
-def _without_upgrade(data: bytes) -> bytes:
-    """The same request without its offer to speak another protocol, which a server may ignore. httptools would take the
-    body for that protocol's bytes and drop it: Java's HttpClient offers h2c with every first request."""
-    head, end, rest = data.partition(b"\r\n\r\n")
-    return _UPGRADE.sub(b"\r\nx-ignored:", head) + end + rest
-
-
-class _HeadTooLarge(Exception):
+class _Refused(Exception):
     """Raised inside the parser, which wraps it in a parser error."""
 
 
@@ -74,8 +66,10 @@ class ClientConnection(HttpToolsProtocol):
         self._common: tuple[object, bytes] = (None, b"")
         self.ending = False
         self._certificate = b""
-        # Per request: an upper bound of what has come of its head, and whether the rest is waited for.
+        # Per request: where in it the bytes are, an upper bound of what came of its head, or since its body last grew,
+        # and whether the rest of the head is waited for.
         self._in_head = True
+        self._in_body = False
         self._head_bytes = 0
         self._head_expected = False
 
@@ -103,8 +97,8 @@ class ClientConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        if (self._in_head or not self._answering) and data.find(b"pgrade", 0, MAX_HEAD_BYTES) >= 0:
-            data = _without_upgrade(data)
+        if not self._in_body and data.find(b"pgrade", 0, MAX_HEAD_BYTES) >= 0:
+            data = without_upgrade(data)
         self._read_bytes = len(data)
         self._head_bytes += self._read_bytes
         try:
@@ -118,11 +112,11 @@ class ClientConnection(HttpToolsProtocol):
             if self.parser.get_method() != b"CONNECT":
                 self._refuse_garbage()
                 return
-        if self._in_head:
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse_garbage()
-            elif not self._head_expected and not self._answering:
-                self._expect_head()
+        # Endless heads, chunk extensions and trailers.
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse_garbage()
+        elif self._in_head and not self._head_expected and not self._answering:
+            self._expect_head()
 
     # -- httptools' callbacks -----------------------------------------------------------------------------------------
 
@@ -140,8 +134,9 @@ class ClientConnection(HttpToolsProtocol):
         if self._head_bytes > MAX_HEAD_BYTES:
             self._head_bytes = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if self._head_bytes > MAX_HEAD_BYTES:
-                raise _HeadTooLarge
+                raise _Refused
         self._in_head = self._head_expected = False
+        self._in_body = True
         if self._certificate:
             self.headers.append((CERTIFICATE, self._certificate))
         operation = self.paths.get(self.url) or operation_at(self.url, self.paths)
@@ -149,23 +144,22 @@ class ClientConnection(HttpToolsProtocol):
             self._begin_call(operation)
         else:
             self._begin_asgi()
+        self.headers, self._head_bytes = [], 0  # from now on trailers, which nobody reads
         # uvicorn stops reading when requests queue up, and then does not see the client leave.
         if 0 < len(self.pipeline) <= MAX_PIPELINED:
             self.flow.resume_reading()
 
     def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
         cycle = self.cycle
-        if isinstance(cycle, Call):
-            cycle.feed(body)
-        else:
-            super().on_body(body)
+        (cycle.feed if isinstance(cycle, Call) else super().on_body)(body)
 
     def on_message_complete(self) -> None:
+        self._in_body = False
+        if self.headers and any(name in _FRAMING for name, _ in self.headers):
+            raise _Refused  # a trailer that says where its body ends
         cycle = self.cycle
-        if isinstance(cycle, Call):
-            cycle.body_complete()
-        else:
-            super().on_message_complete()
+        (cycle.body_complete if isinstance(cycle, Call) else super().on_message_complete)()
 
     # -- answering -----------------------------------------------------------------------------------------------------
 

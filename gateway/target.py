@@ -1,16 +1,20 @@
-"""What is asked for at a request target that is not simply a path: one with a query, an escape or a host. Pure.
+"""Heads of requests that are not as simple as usual: a target with a query, an escape or a host, an offer to upgrade.
+Pure.
 
 Neighbour: listener.py.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from urllib.parse import unquote_to_bytes
 
 import httptools
 
 from backends.base import Operation
+
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 def operation_at(url: bytes, paths: Mapping[bytes, Operation]) -> Operation | None:
@@ -19,3 +23,10 @@ def operation_at(url: bytes, paths: Mapping[bytes, Operation]) -> Operation | No
         return None
     path: bytes = httptools.parse_url(url).path or b""
     return paths.get(unquote_to_bytes(path) if b"%" in path else path)
+
+
+def without_upgrade(data: bytes) -> bytes:
+    """The same request without its offer to speak another protocol, which a server may ignore. httptools would take the
+    body for that protocol's bytes and drop it: Java's HttpClient offers h2c with every first request."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"\r\nx-ignored:", head) + end + rest

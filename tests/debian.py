@@ -14,7 +14,6 @@ from pathlib import Path
 CACHE = Path(os.environ.get("UPSHIFT_CACHE") or Path.home() / ".cache" / "upshift") / "debian"
 # Another release is looked for where this machine's comes from; it is signed with keys of the same package.
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_STAMP = ".packages"
 _FETCH_SECONDS = 600
 
 
@@ -38,15 +37,13 @@ def unpacked(package: str, *beside: str, release: str = "") -> Path:
     `release` is a code name such as "trixie", this machine's if empty. Raises CannotFetch."""
     own = release in ("", own_release())
     packages = (package, *beside)
-    name = package if own else f"{release}-{package}"
-    folder, wanted = CACHE / name, " ".join(packages)
+    name = "+".join(packages if own else (release, *packages))
+    folder = CACHE / name
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        stamp = folder / _STAMP
-        if not stamp.exists() or stamp.read_text() != wanted:
+        if not folder.exists():
             _fetch(packages, folder, _HOST if own else _other(release))
-            stamp.write_text(wanted)
     return folder
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway import listener
+from gateway.keys import hash_of
 from gateway.listener import MAX_HEAD_BYTES
 from tests.engine import wait_for
 from tests.fakes import FakeBackend, chat_events
@@ -190,3 +192,62 @@ async def test_offer_that_the_reads_cut_in_two_is_refused_and_its_body_not_taken
 async def first_connection(gateway: Gateway) -> Any:
     await asyncio.to_thread(wait_for, lambda: bool(gateway.state.connections))
     return next(iter(gateway.state.connections))
+
+
+CHUNKED = "transfer-encoding: chunked"
+
+
+async def test_fields_behind_a_body_are_no_headers(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    file.write_text(json.dumps({"keys": [{"name": "a", "hash": hash_of("key")}]}))
+    async with serving(FakeBackend(), edge={"auth": {"keys_file": str(file)}}) as gateway:
+        content = json.dumps(body()).encode()
+        chunk = b"%x\r\n%b\r\n0\r\n" % (len(content), content)
+        for path in (CHAT, "/v1/models"):
+            sent = request(chunk + b"x-api-key: key\r\n\r\n", CHUNKED, "connection: close", path=path)
+            assert (await gateway.raw(sent)).split(b" ", 2)[1] in {b"401", b"405"}
+        sent = request(chunk + b"x-request-id: mine\r\n\r\n", CHUNKED, "x-api-key: key", "connection: close")
+        answer = await gateway.raw(sent)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b"x-request-id: req-" in answer
+
+
+@pytest.mark.parametrize("field", [b"content-length: 9", b"transfer-encoding: chunked", b"host: b", b"upgrade: h2c"])
+async def test_field_behind_a_body_that_speaks_of_framing_is_refused(field: bytes) -> None:
+    async with serving(FakeBackend()) as gateway:
+        for path in (CHAT, "/v1/models"):
+            sent = request(
+                b"1\r\n{\r\n0\r\n%b\r\n\r\nGET /livez HTTP/1.1\r\nhost: a\r\n\r\n" % field, CHUNKED, path=path
+            )
+            answer = await gateway.raw(sent)
+            assert b"HTTP/1.1 400 " in answer or (path != CHAT and answer.startswith(b"HTTP/1.1 405 "))
+            assert b'"ok"' not in answer
+
+
+@pytest.mark.parametrize("path", [CHAT, "/livez"])
+@pytest.mark.parametrize(
+    "endless",
+    [b"0\r\n" + b"a: b\r\n" * 100_000, b"0\r\na: " + b"b" * 600_000, b"1;" + b"a" * 600_000],
+    ids=["trailers", "trailer", "chunk extension"],
+)
+async def test_endless_fields_behind_a_body_are_given_up(path: str, endless: bytes) -> None:
+    async with serving(FakeBackend()) as gateway, gateway.connection() as (reader, writer):
+        writer.write(request(b"", CHUNKED, path=path))
+        writer.write(endless)
+        answers = await reader.read()
+        assert answers.count(b"HTTP/1.1 ") == (1 if path == CHAT else 2)
+        assert b"HTTP/1.1 400 " in answers
+
+
+async def test_body_behind_an_early_answer_is_read_as_it_is() -> None:
+    """What is done to an offer to upgrade was done to such a body too: two bytes more each time, read as a request."""
+    async with serving(FakeBackend()) as gateway, gateway.connection() as (reader, writer):
+        hidden = b"GET /version HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        content = b"\r\nupgrade:" * (len(hidden) // 2) + hidden
+        writer.write(request(b"", f"content-length: {len(content)}", path="/nothing"))
+        assert b"HTTP/1.1 404 " in await reader.readuntil(b"\r\n\r\n")
+        await reader.readuntil(b"}}")
+        writer.write(content + request(b"", "connection: close", path="/livez", method="GET"))
+        rest = await reader.read()
+        assert rest.count(b"HTTP/1.1 ") == 1
+        assert rest.endswith(b'{"status":"ok"}')
