@@ -11,6 +11,8 @@ from typing import Any
 
 from gateway.errors import InvalidBody
 
+# Of one completion request.
+MAX_PROMPTS = 1024
 # OpenAI's own bound of n.
 MAX_CHOICES = 128
 # vLLM's default for alternatives per token; its -1 is the whole vocabulary.
@@ -32,6 +34,21 @@ Cap = Callable[[Any], str | None]
 
 def _choices(value: Any) -> str | None:
     return f"should be at most {MAX_CHOICES}" if type(value) is int and value > MAX_CHOICES else None
+
+
+def prompts(value: list[Any]) -> int:
+    """How many prompts a `prompt` of a completion holds: whole numbers are the tokens of one, everything else is one
+    by itself."""
+    return sum(type(part) is not int for part in value) or 1
+
+
+def _prompts(value: Any) -> str | None:
+    too_many = isinstance(value, list) and prompts(value) > MAX_PROMPTS
+    return f"should hold at most {MAX_PROMPTS} prompts" if too_many else None
+
+
+def _refused(value: Any) -> str | None:  # noqa: ARG001 - one of the Caps
+    return "is not passed on to engines"
 
 
 def _alternatives(value: Any) -> str | None:
@@ -71,6 +88,8 @@ def _tools(value: Any) -> str | None:
 CAPS: Mapping[str, Cap] = {
     "n": _choices,
     "best_of": _choices,
+    "n_cmpl": _choices,
+    "prompt": _prompts,
     "logprobs": _alternatives,
     "top_logprobs": _alternatives,
     "prompt_logprobs": _alternatives,
@@ -85,6 +104,12 @@ CAPS: Mapping[str, Cap] = {
     "functions": _tools,
     "grammar": _grammar,
     "json_schema": _grammar,
+    # They steer the engine and not the answer, and each was a way to crash one or to read its memory.
+    "chat_template": _refused,
+    "kv_transfer_params": _refused,
+    "mm_processor_kwargs": _refused,
+    "n_discard": _refused,
+    "prompt_embeds": _refused,
 }
 
 # Searched only in a body that is long enough to hold too much of it.

@@ -19,9 +19,10 @@ from gateway.media import check_media
 # A prompt of any length has few brackets; ten megabytes of them cost seconds and half a gigabyte to decode.
 MAX_BRACKETS = 200_000
 
-# Whichever of its kind an engine goes by, what it may produce is at most the largest.
-_CAPS = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens"})
-_COUNTS = frozenset({"n", "best_of"})
+# Whichever of its kind an engine goes by, what it may produce is at most the largest. n_predict and n_cmpl are
+# llama-server's own, which it heeds before OpenAI's.
+_CAPS = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"})
+_COUNTS = frozenset({"n", "best_of", "n_cmpl"})
 # What vLLM ignores since 0.12, and would answer as if it had not been asked: how to say it now.
 _GONE = {
     "guided_json": '`response_format` of type json_schema, or `structured_outputs`: {"json": …}',
@@ -131,7 +132,7 @@ def _features(envelope: dict[str, Any]) -> frozenset[str]:
 
 
 def _asked_for(envelope: dict[str, Any]) -> tuple[int | None, int]:
-    """The largest cap on an answer's tokens, None without one, and how many answers."""
+    """The largest cap on an answer's tokens, None without one, and how many answers, to all prompts together."""
     cap, choices = None, 1
     for name, value in envelope.items():
         if value is None or not (name in _CAPS or name in _COUNTS):
@@ -141,9 +142,12 @@ def _asked_for(envelope: dict[str, Any]) -> tuple[int | None, int]:
             raise InvalidBody(f"`{name}` should be a whole number.", param=name)
         if name in _COUNTS:
             choices = max(choices, value)
+        elif value < 0:  # without end, to some engines
+            raise InvalidBody(f"`{name}` should not be negative.", param=name)
         elif cap is None or value > cap:
             cap = value
-    return cap, choices
+    prompt = envelope.get("prompt")
+    return cap, choices * caps.prompts(prompt) if isinstance(prompt, list) else choices
 
 
 def _parse(body: bytes) -> tuple[tuple[str, Any], ...]:

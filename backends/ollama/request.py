@@ -85,6 +85,9 @@ def _options(body: Mapping[str, Any], context_tokens: int | None) -> dict[str, A
     options = {native: body[name] for name, native in _OPTIONS.items() if name in body}
     cap = body.get("max_completion_tokens", body.get("max_tokens"))
     if cap is not None:
+        # Everything else it takes for no end.
+        if cap < 1:
+            raise InvalidRequest("`max_tokens` should be at least 1 with Ollama.", param="max_tokens")
         options["num_predict"] = cap
     if "stop" in body:
         options["stop"] = [body["stop"]] if isinstance(body["stop"], str) else body["stop"]

@@ -149,6 +149,11 @@ async def test_clients_that_leave_give_their_place_back(tmp_path: Path) -> None:
         ({"max_output_tokens": 50}, 50),
         ({"max_tokens": 10, "n": 5}, 50),
         ({"max_tokens": 10, "n": 2, "best_of": 5}, 50),
+        ({"max_tokens": 5, "n_predict": 50}, 50),
+        ({"max_tokens": 10, "n": 1, "n_cmpl": 5}, 50),
+        ({"max_tokens": 10, "prompt": ["a", "b", "c", "d", "e"]}, 50),
+        ({"max_tokens": 5, "n": 2, "prompt": [[1, 2], [3], "x", [4], [5]]}, 50),
+        ({"max_tokens": 50, "prompt": [1, 2, 3]}, 50),
     ],
     ids=str,
 )

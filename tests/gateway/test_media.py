@@ -56,6 +56,9 @@ def test_no_way_to_write_it_hides_it() -> None:
         part.replace("_url", "_ur\\u006c"),
         part.replace('"url"', '"\\u0075rl"'),
         part.replace("http", "\\u0068ttp"),
+        part.replace("_url", "_URL"),
+        part.replace("_url", "_uRl"),
+        part.replace('"url"', '"Url"'),
         part.replace('{"url"', '{"url": "' + PICTURE + '", "url"'),
         f'{{"image_url": "{PICTURE}", "image_url": "http://x"}}',
         f'{{"a": [{{"b": {part}}}]}}',
@@ -64,6 +67,8 @@ def test_no_way_to_write_it_hides_it() -> None:
     twice = b'{"model":"m","messages":[],"messages":[{"content":[%b]}]}' % part.encode()
     told(twice)
     told(asking(json.loads(part), "input"))
+    with pytest.raises(InvalidBody, match="data: URL"):
+        decode(asking(json.loads(part), "Messages"), Operation.CHAT, "r")
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,7 @@ def test_completion_is_the_prompt_as_it_is_unless_a_middle_is_to_be_filled() -> 
         ({"parallel_tool_calls": False}, "parallel_tool_calls"),
         ({"guided_json": {}}, "guided_json"),
         ({"messages": "hello"}, "messages"),
+        *(({name: value}, "max_tokens") for name in ("max_tokens", "max_completion_tokens") for value in (0, -1)),
         ({"messages": []}, "messages"),
         ({"messages": [7]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0]"),
