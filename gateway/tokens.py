@@ -7,6 +7,7 @@ nothing. Neighbours: issuer.py (fetches the keys), auth.py (asks), config/auth.p
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -18,15 +19,18 @@ from config.auth import JwtSettings
 from config.limits import LimitSettings
 from config.schema import Settings
 from gateway.auth import Principal
-from gateway.errors import InvalidKey, SignerUnknown
+from gateway.errors import InvalidKey, LimitsUnavailable, SignerUnknown
 from gateway.keysfile import Surface
 from gateway.limits import resolve
+from gateway.ratelimit_store import StoreFull
 
 MAX_TOKEN_BYTES = 8192
 # The gateway's clock and the provider's may differ by so much.
 LEEWAY_SECONDS = 30
 # Verified tokens that need no second look: a signature costs 50 times what a lookup does.
 MAX_KNOWN = 4096
+
+logger = logging.getLogger("upshift")
 
 # Operators have keys.
 _SURFACES: frozenset[Surface] = frozenset(("openai",))
@@ -74,8 +78,8 @@ class Tokens:
         return bool(self._keys)
 
     def principal(self, token: bytes, digest: bytes) -> Principal:
-        """Whom `token`, whose SHA-256 is `digest`, stands for. Raises InvalidKey, and SignerUnknown where the issuer's
-        newest keys might know better."""
+        """Whom `token`, whose SHA-256 is `digest`, stands for. Raises InvalidKey, SignerUnknown where the issuer's
+        newest keys might know better, and LimitsUnavailable where there is no place to count for one more."""
         found = self._known.get(digest)
         if found is None:
             found = self._principal(self._claims(token))
@@ -135,7 +139,11 @@ class Tokens:
         expires_at = float(claims["exp"]) + LEEWAY_SECONDS
         # In the log it stands beside names that are words of the configuration.
         shown = _UNSAFE.sub("_", name)[:64]
-        slot = self._slot_of(digest)
+        try:
+            slot = self._slot_of(digest)
+        except StoreFull as error:
+            logger.error("a token's limits cannot be counted: %s", error)
+            raise LimitsUnavailable("The limits of this token cannot be counted now.") from None
         return Principal(shown, tier, self._models(claims), limits, slot, expires_at, digest, None, _SURFACES)
 
     def _models(self, claims: Mapping[str, Any]) -> frozenset[str] | None:
