@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.metadata import version
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from backends.factory import create_backends
 from config.schema import Settings
 from gateway import health
-from gateway.api import admin, keys, openai
+from gateway.api import admin, keys, openai, openapi
 from gateway.dataplane import DataPlane
 from gateway.errors import GatewayError, MethodRefused, UnknownPath, answer
 from gateway.gateway import Gateway, report_end
@@ -71,26 +71,40 @@ def _control_plane(gateway: Gateway, scrape: Scrape | None) -> FastAPI:
                 task.cancel()
             await asyncio.gather(*announcing, gateway.stop(), return_exceptions=True)
 
-    about = {"version": version("upshift")}
-    # No schema and no documentation pages: they would describe the control plane to whoever asks.
+    # No documentation pages, and no schema of FastAPI's: it would describe the control plane to whoever asks.
     app = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.include_router(health.routes(gateway.readiness, lambda: {**about, "profile": gateway.settings.profile}))
-    app.include_router(
-        admin.routes(gateway.router, gateway.metrics, lambda: {**about, "profile": gateway.settings.profile})
-    )
-    app.include_router(keys.routes(lambda: gateway.settings, lambda: gateway.entrance))
-    app.include_router(openai.routes(lambda: gateway.served.catalog, lambda: gateway.entrance))
+    ours = version("upshift")
 
-    @app.get("/metrics")
+    def about() -> dict[str, str]:
+        return {"version": ours, "profile": gateway.settings.profile}
+
+    routers = [
+        health.routes(gateway.readiness, about),
+        admin.routes(gateway.router, gateway.metrics, about),
+        keys.routes(lambda: gateway.settings, lambda: gateway.entrance),
+        openai.routes(lambda: gateway.served.catalog, lambda: gateway.entrance),
+        _figures(gateway, scrape),
+    ]
+    served = [route for router in routers for route in router.routes]
+    routers.append(openapi.routes(served, lambda: gateway.served.catalog, lambda: gateway.entrance))
+    for router in routers:
+        app.include_router(router)
+    app.add_exception_handler(HTTPException, _framework_error)
+    for kind in (GatewayError, RoutingError, Exception):
+        app.add_exception_handler(kind, _error)
+    return app
+
+
+def _figures(gateway: Gateway, scrape: Scrape | None) -> APIRouter:
+    router = APIRouter()
+
+    @router.get("/metrics")
     async def show_metrics(request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         shown = gateway.registry if scrape is None else await scrape()
         return Response(encode(shown), media_type=content_type)
 
-    app.add_exception_handler(HTTPException, _framework_error)
-    for kind in (GatewayError, RoutingError, Exception):
-        app.add_exception_handler(kind, _error)
-    return app
+    return router
 
 
 async def _error(request: Request, error: Exception) -> Response:

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from config.errors import ConfigError
+from config.limits import LimitSettings
 from config.schema import Settings
 from gateway import keyedits
+from gateway.api.body import json_object
+from gateway.api.described import closed, takes
 from gateway.auth import check_tiers
 from gateway.entrance import Entrance
 from gateway.errors import InvalidBody, KeyNameTaken, KeysUnavailable, NotAnOperator, UnknownKey, UnknownPath
 from gateway.keys import hash_of, new_key
-from gateway.keysfile import KeysFile
+from gateway.keysfile import KeysFile, Surface
 from gateway.keystore import KeyStore, store_of
 from gateway.middleware import is_loopback
 from gateway.operators import peer_of
 
-MAX_BODY_BYTES = 64 * 1024
 # What a request may say of a key; its hash is ours to make.
-_FIELDS = frozenset(("name", "tier", "models", "limits", "expires", "addresses", "surfaces"))
+_TEXT, _TEXTS = {"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "string"}}
+_BODY = closed(
+    {
+        "name": {**_TEXT, "minLength": 1, "maxLength": 64, "pattern": "^[A-Za-z0-9][A-Za-z0-9._@+-]*$"},
+        "tier": _TEXT,
+        "models": _TEXTS,
+        "limits": LimitSettings.model_json_schema(),
+        "expires": {**_TEXT, "maxLength": 64, "examples": ["2027-01-31", "2027-01-31T12:00Z"]},
+        "addresses": {**_TEXTS, "examples": [["10.0.0.0/8"]]},
+        "surfaces": {**_TEXTS, "items": {"enum": list(get_args(Surface))}},
+    },
+    required=("name",),
+)
+_FIELDS = frozenset(_BODY["properties"])
 
 
 class KeyDesk:
@@ -86,7 +100,7 @@ def routes(settings: Callable[[], Settings], entrance: Callable[[], Entrance]) -
             {"keys": [_shown(entry.model_dump(mode="json", exclude_none=True)) for entry in found.keys]}
         )
 
-    @router.post("/admin/keys")
+    @router.post("/admin/keys", status_code=201, openapi_extra=takes(_BODY))
     async def add_key(request: Request) -> JSONResponse:
         place = await desk.store(request)
         entry = await _entry(request)
@@ -101,7 +115,7 @@ def routes(settings: Callable[[], Settings], entrance: Callable[[], Entrance]) -
         await desk.change(place, keyedits.rotate(name, hash_of(key), "key"))
         return JSONResponse({"name": name, "key": key})
 
-    @router.delete("/admin/keys/{name}")
+    @router.delete("/admin/keys/{name}", status_code=204)
     async def revoke_key(request: Request, name: str) -> Response:
         place = await desk.store(request)
         await desk.change(place, keyedits.revoke(name, "key"))
@@ -125,18 +139,8 @@ def _shown(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _entry(request: Request) -> dict[str, Any]:
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise InvalidBody("Content-Type must be application/json.")
-    body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_BODY_BYTES:
-            raise InvalidBody(f"The body is larger than {MAX_BODY_BYTES} bytes.")
-    try:
-        entry = json.loads(body)
-    except (ValueError, RecursionError):
-        raise InvalidBody("The body is not valid JSON.") from None
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+    entry = await json_object(request)
+    if not isinstance(entry.get("name"), str):
         raise InvalidBody("`name` should be a text.", param="name")
     unknown = sorted(set(entry) - _FIELDS)
     if unknown:

@@ -21,7 +21,6 @@ from tests.gateway.running import CHAT, request, serving
         ("POST", "/v1/chat/completions;a=b", 404, "not_found"),
         ("GET", "/docs", 404, "not_found"),
         ("GET", "/redoc", 404, "not_found"),
-        ("GET", "/openapi.json", 404, "not_found"),
         ("POST", "/tokenize", 404, "not_found"),
         ("GET", "/slots", 404, "not_found"),
         ("GET", "/v1/chat/completions", 405, "method_not_allowed"),

@@ -108,6 +108,22 @@ async def test_a_question_that_makes_no_sense_is_told(question: dict[str, Any], 
         assert await upshift(gateway, "explain", "nobody") == 1
 
 
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        *((b"", 400), (b"[", 400), (b"[" * 60_000, 400), (b'{"model":"\xff"}', 400), (b"[]", 400), (b"9" * 5000, 400)),
+        *((b'{"model":"fake","session":"\\ud800"}', 400), (b'{"model":"fake","prompt_tokens":%d}' % 10**400, 400)),
+        *((b'{"model":"\\ud800"}', 400), (b'{"model":"fake","\\ud800":1}', 400), (b" " * 70_000, 413)),
+    ],
+)
+async def test_a_question_that_is_no_json_is_refused(content: bytes, status: int) -> None:
+    async with Replica("fake") as one, serving(edge=settings(one.address, one.address)) as gateway:
+        asking = {"content-type": "application/json"}
+        answer = await gateway.client.post("/admin/explain", content=content, headers=asking)
+        assert answer.status_code == status
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
 def test_a_gateway_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--url", "http://127.0.0.1:1"]) == 1
     assert "no gateway answers at http://127.0.0.1:1" in capsys.readouterr().err

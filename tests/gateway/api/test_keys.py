@@ -110,13 +110,15 @@ async def test_unknown_names_and_bodies_that_are_none(tmp_path: Path) -> None:
         for method, path in (("DELETE", f"{KEYS}/nobody"), ("POST", f"{KEYS}/nobody/rotate")):
             assert (await boss(gateway, method, path)).json()["error"]["code"] == "key_not_found"
         headers = {"x-api-key": BOSS, "content-type": "application/json"}
-        for content in (b"", b"[", b"[" * 60_000, b"x" * 70_000, b"[]", b'"a"'):
+        for content in (b"", b"[", b"[" * 60_000, b'{"name":"\xff"}', b"[]", b'"a"', b"9" * 5000):
             answer = await gateway.client.post(KEYS, content=content, headers=headers)
             assert answer.json()["error"]["code"] == "invalid_request"
+        answer = await gateway.client.post(KEYS, content=b"x" * 70_000, headers=headers)
+        assert answer.json()["error"]["code"] == "request_too_large"
         plain = await gateway.client.post(
             KEYS, content=b"{}", headers={"x-api-key": BOSS, "content-type": "text/plain"}
         )
-        assert plain.status_code == 400
+        assert plain.status_code == 415
 
 
 async def test_gateway_without_keys_has_none_to_manage() -> None:

@@ -1,0 +1,60 @@
+"""The OpenAPI documents: /openapi.json for those who use the models, /admin/openapi.json for operators.
+
+Neither tells of the other's paths. Neighbours: described.py (what they say), operators.py (who may ask for the second).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from starlette.routing import BaseRoute
+
+from gateway.api.described import inference, operations
+from gateway.entrance import Entrance
+from gateway.operators import is_for_operators, peer_of
+from routing.catalog import ModelCatalog
+
+_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
+
+
+def routes(
+    served: Sequence[BaseRoute], catalog: Callable[[], ModelCatalog], entrance: Callable[[], Entrance]
+) -> APIRouter:
+    """Both documents, of the `served` routes and these two themselves. The clients' one names the models that the
+    caller's key covers, and raises what the entrance does."""
+    router = APIRouter()
+
+    def described(*, to_operators: bool) -> dict[str, Any]:
+        found = operations([*served, *router.routes])
+        return {path: said for path, said in found.items() if is_for_operators(path) is to_operators}
+
+    @router.get("/openapi.json")
+    async def describe(request: Request) -> JSONResponse:
+        allowed = (await entrance().admit(request.scope["headers"], peer_of(request.scope), "openai")).models
+        entries = [entry for entry in catalog().models if allowed is None or entry.name in allowed]
+        names = [name for entry in entries for name in (entry.name, *entry.aliases)]
+        return JSONResponse(_document({**inference(names), **described(to_operators=False)}))
+
+    @router.get("/admin/openapi.json")
+    async def describe_to_operators() -> JSONResponse:
+        return JSONResponse(_document(described(to_operators=True)))
+
+    return router
+
+
+def _document(paths: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Upshift", "version": version("upshift")},
+        # Where no keys are configured nobody needs one.
+        "security": [{"bearer": []}, {"key": []}, {}],
+        "components": {"securitySchemes": _SCHEMES},
+        "paths": paths,
+    }
