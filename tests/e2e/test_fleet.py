@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import dns.rcode
 import pytest
 
 from backends.access import Access
@@ -197,3 +198,52 @@ async def test_dns_that_dies_takes_nobody_away(fleet: Fleet) -> None:
     answer = await fleet.gateway.client.post(CHAT, json=body(model="m"), timeout=60)
     assert answer.status_code == 200
     assert len(fleet.members()) == 3
+
+
+async def test_name_that_flaps_under_load_loses_nothing_and_is_followed(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leads to one replica, to nobody, to no answer, to another one, and back."""
+    monkeypatch.setattr("backends.discovery.FAILED_SECONDS", 0.05)
+    one, other, _ = fleet.replicas
+    fleet.name(one)
+    await until(lambda: fleet.gateway.readiness.ready)
+    clients = Clients(fleet.gateway)
+    calling = asyncio.create_task(clients.run())
+    for leaving, coming in ((one, other), (other, one)):
+        await clients.more(20)
+        for trouble in (None, dns.rcode.SERVFAIL):
+            fleet.dns.records.clear()
+            fleet.dns.rcode = trouble
+            asked = len(fleet.dns.asked)
+            await until(partial(_has_more_than, asked + 1, fleet.dns.asked))
+            begun = leaving.begun
+            await clients.more(20)
+            assert leaving.begun > begun, "the known one stays"
+        fleet.dns.rcode = None
+        fleet.name(coming)
+        await until(partial(_are, {f"http://{coming.host}"}, fleet.members))
+        await until(partial(_is_idle, leaving))
+        begun = leaving.begun
+        await clients.more(20)
+        assert leaving.begun == begun, "who has left gets nothing new"
+    clients.stop()
+    await calling
+    assert clients.lost == []
+    pair = {"model": "m", "backend": "vllm"}
+    assert await fleet.gateway.metric("upshift_retries_total", model="m") in (None, 0)
+    assert await fleet.gateway.metric("upshift_in_flight", **pair) == 0
+    assert await fleet.gateway.metric("upshift_backend_replicas", **pair, state="ready") == 1
+    assert [upstream.breaker.failures for _, upstream in fleet.gateway.readiness.upstreams] == [0]
+
+
+def _has_more_than(number: int, things: Sequence[object]) -> bool:
+    return len(things) > number
+
+
+def _are(wanted: set[str], found: Callable[[], set[str]]) -> bool:
+    return found() == wanted
+
+
+def _is_idle(replica: Replica) -> bool:
+    return replica.running == 0
