@@ -6,10 +6,13 @@ borrowed.py (the calls alone, for a process that does not own the engine).
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from math import inf
 
 from backends.base import BackendResponse, BackendState, InferenceRequest
 from backends.errors import BackendError, BackendLoading, BackendUnavailable
+from backends.fit import NOTHING, Claim
+from backends.hardware import Hardware
 from backends.http import HttpClient
 from backends.inquiry import Inquiry
 from backends.lifecycle import EngineStatus
@@ -28,10 +31,17 @@ class EngineBackend:
     """One engine process, which it owns, and the calls to it. `name` is the kind of engine, "gguf" or "vllm"; `inquiry`
     asks it how busy it is."""
 
-    def __init__(self, kind: str, process: EngineProcess, idle_stop_seconds: float | None = None) -> None:
-        """`idle_stop_seconds` is for whoever stops engines that have nothing to do; None: never."""
+    def __init__(
+        self,
+        kind: str,
+        process: EngineProcess,
+        idle_stop_seconds: float | None = None,
+        claim: Callable[[Hardware], Claim] = lambda _: NOTHING,
+    ) -> None:
+        """`idle_stop_seconds` (None: never) and `claim` are for whoever decides which engines are in memory."""
         self.name = kind
         self.idle_stop_seconds = idle_stop_seconds
+        self.claim = claim
         self._process = process
         self._connect()
 
@@ -91,6 +101,10 @@ class EngineBackend:
         if self._process.state is not BackendState.READY:
             raise not_ready(self.name, self._process.status)
         return await self._calls.send(request)
+
+    def load_once(self, admitted: Callable[[], Awaitable[str]]) -> None:
+        """Each load of the model waits for `admitted`, and is put off for a while where that gives a reason."""
+        self._process.admitted = admitted
 
     async def start(self) -> None:
         """Begins to load the model; returns at once. Also after `stop`."""

@@ -7,6 +7,7 @@ from functools import partial
 
 from backends.access import Access, access_to
 from backends.base import Backend
+from backends.claim import gguf_claim
 from backends.discovery import Discovery, DnsLookup, Target
 from backends.engine import EngineBackend
 from backends.inquiry import openai_health
@@ -31,7 +32,7 @@ def own_engine(plan: EnginePlan) -> EngineBackend:
         served_names=plan.served_names,
         environment=plan.environment,
     )
-    return EngineBackend(plan.kind, process, plan.idle_stop_seconds)
+    return EngineBackend(plan.kind, process, plan.idle_stop_seconds, plan.claim)
 
 
 def create_backends(model: ModelSettings, engine: Callable[[EnginePlan], Backend] = own_engine) -> tuple[Backend, ...]:
@@ -98,4 +99,5 @@ def _gguf_plan(model: ModelSettings, gguf: GgufSettings) -> EnginePlan:
             threads=gguf.threads,
         )
 
-    return EnginePlan(GGUF, f"{model.name}/{GGUF}", argv, idle_stop_seconds=gguf.idle_stop_seconds)
+    idle = gguf.idle_stop_seconds
+    return EnginePlan(GGUF, f"{model.name}/{GGUF}", argv, idle_stop_seconds=idle, claim=partial(gguf_claim, model))

@@ -6,8 +6,8 @@ other engine), selection.py (asks). The constants were measured; docs/hardware.m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from backends.shape import ModelShape
 
@@ -35,6 +35,22 @@ class Needs:
     @property
     def total_bytes(self) -> int:
         return self.weight_bytes + self.kv_bytes + self.scratch_bytes + self.process_bytes
+
+
+# The machine's own memory as a place where engines are; the other places are GPUs, by their identifiers.
+MEMORY = "memory"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What an engine takes once it is loaded, in bytes by place; nothing where nobody can tell. `unseen` of the
+    machine's memory counts as free even then: the weights of a GGUF are a mapped file."""
+
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    unseen: int = 0
+
+
+NOTHING = Claim()
 
 
 @dataclass(frozen=True, slots=True)

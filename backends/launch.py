@@ -7,12 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from backends.fit import NOTHING, Claim
+from backends.hardware import Hardware
+
 
 @dataclass(frozen=True, slots=True)
 class EnginePlan:
     """An engine that is to be launched: its kind ("gguf", "vllm"), a name of its own in this gateway, its command line
     for a given Unix socket (may take seconds; raises EngineStartFailed), the names that it answers to, environment
-    variables besides ours, and how long it may have nothing to do (None: for ever)."""
+    variables besides ours, how long it may have nothing to do (None: for ever), and what it takes of a machine's memory
+    (reads files)."""
 
     kind: str
     name: str
@@ -20,6 +24,7 @@ class EnginePlan:
     served_names: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     idle_stop_seconds: float | None = None
+    claim: Callable[[Hardware], Claim] = lambda _: NOTHING
 
 
 def gguf_engine_argv(

@@ -20,7 +20,7 @@ from backends.errors import BackendTimeout, EngineStartFailed
 from backends.folder import SOCKET, make_private, new_folder
 from backends.http import HttpClient
 from backends.kinds import KINDS, EngineKind, Timing
-from backends.lifecycle import REFUSED, EngineStatus, Event, Lifecycle
+from backends.lifecycle import MAX_DELAY_SECONDS, REFUSED, EngineStatus, Event, Lifecycle
 from backends.output import cause
 from backends.selection import GGUF
 from backends.vigil import keep_vigil
@@ -28,12 +28,17 @@ from backends.vigil import keep_vigil
 logger = logging.getLogger(__name__)
 
 
+async def _always() -> str:
+    return ""
+
+
 class EngineProcess:
     """Supervises one engine in one task. Belongs to the event loop that calls `start`.
 
     `progress` is the loading of the model from 0.0 to 1.0; `failure` says in one line why it is FAILED; `gave_up` that
     it will stay so; `pid` is the running process or None; `address` is where it answers, fixed from the beginning.
-    `asleep`: from `sleep` until it is READY again, or has failed.
+    `asleep`: from `sleep` until it is READY again, or has failed. Each load waits for `admitted`, which gives "", or
+    why it has to be put off.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class EngineProcess:
         self._served_names = tuple(served_names)
         self._environment = environment or {}
         self._timing = timing or kind.timing
+        self.admitted: Callable[[], Awaitable[str]] = _always
         self._sleep = sleep
         self._clock = clock
         # From start to stop:
@@ -176,6 +182,9 @@ class EngineProcess:
         self._ready_at = None
         self._verdict = ""
         exit_code = None
+        why = await self.admitted()
+        if why:
+            return self._fail(why, MAX_DELAY_SECONDS)
         try:
             exit_code, why = await self._run_child()
         except OSError as error:
@@ -183,8 +192,10 @@ class EngineProcess:
         except EngineStartFailed as error:
             exit_code, why = REFUSED, error.message
         ready_seconds = 0.0 if self._ready_at is None else self._clock() - self._ready_at
+        return self._fail(why, self._lifecycle.restart_delay_seconds(exit_code, ready_seconds))
+
+    def _fail(self, why: str, delay_seconds: float | None) -> float | None:
         self.failure = why
-        delay_seconds = self._lifecycle.restart_delay_seconds(exit_code, ready_seconds)
         self.gave_up = delay_seconds is None
         self._enter(Event.EXITED)
         if delay_seconds is None:

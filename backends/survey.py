@@ -45,7 +45,12 @@ def full_survey(settings: Settings, hardware: Hardware) -> Surroundings:
 
 def _gguf(settings: GgufSettings | None) -> Iterator[ModelShape | str]:
     if settings is not None and settings.source is not None:
-        yield _shape_of(DEMO_MODEL_PATH if settings.source == DEMO_SOURCE else Path(settings.source))
+        yield gguf_shape(settings.source)
+
+
+def gguf_shape(source: str) -> ModelShape | str:
+    """The sizes of a GGUF model, or why they are not known."""
+    return _shape_of(DEMO_MODEL_PATH if source == DEMO_SOURCE else Path(source))
 
 
 def _shape_of(file: Path) -> ModelShape | str:
@@ -56,17 +61,20 @@ def _shape_of(file: Path) -> ModelShape | str:
 
 
 def _checkpoint(settings: VllmSettings | None) -> Iterator[ModelShape | str]:
-    if settings is None or settings.source is None:
-        return
-    if settings.source == DEMO_SOURCE:
+    if settings is not None and settings.source is not None:
+        yield checkpoint_shape(settings)
+
+
+def checkpoint_shape(settings: VllmSettings) -> ModelShape | str:
+    """The sizes of what a vLLM with `settings` loads, or why they are not known."""
+    source = settings.source or ""
+    if source == DEMO_SOURCE:
         # The export holds the same weights in the same type, and may not have been made yet.
-        yield _shape_of(DEMO_MODEL_PATH)
-        return
-    folder = local_folder(settings.source)
+        return _shape_of(DEMO_MODEL_PATH)
+    folder = local_folder(source)
     if folder is None:
-        yield f"{settings.source} is not on this machine yet"
-        return
+        return f"{source} is not on this machine yet"
     try:
-        yield read_checkpoint(folder, settings.dtype)
+        return read_checkpoint(folder, settings.dtype)
     except CheckpointError as error:
-        yield str(error)
+        return str(error)

@@ -164,8 +164,10 @@ class Gateway:
         await self._start([member for member in served.members if member not in before])
 
     async def _start(self, members: Iterable[Member]) -> None:
+        members = tuple(members)
         for member in members:
             self._adopt(member)
+        for member in members:
             await member.membership.start(self.metrics.series(member.model, member.kind).engine, self._swap)
 
     def _adopt(self, member: Member) -> None:

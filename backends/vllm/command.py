@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from backends.claim import vllm_claim
 from backends.hardware import detect_host
 from backends.launch import EnginePlan
 from backends.selection import VLLM
@@ -38,7 +40,8 @@ def engine_plan(model: ModelSettings, settings: VllmSettings) -> EnginePlan:
         place = str(demo_folder()) if source == DEMO_SOURCE else source
         return argv(settings, place, uds=socket_path, names=names, context_tokens=model.context_tokens)
 
-    return EnginePlan(VLLM, f"{model.name}/{VLLM}", command, names, environment(settings), settings.idle_stop_seconds)
+    name, idle, claim = f"{model.name}/{VLLM}", settings.idle_stop_seconds, partial(vllm_claim, model)
+    return EnginePlan(VLLM, name, command, names, environment(settings), idle, claim)
 
 
 def argv(

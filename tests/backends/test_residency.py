@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
 from backends.base import BackendState
 from backends.engine import EngineBackend
 from backends.errors import BackendLoading
+from backends.fit import GIB, MEMORY, Claim
+from backends.hardware import Hardware
 from backends.process import EngineProcess
 from backends.residency import Residency, Use
-from tests.backends.supervised import LIMIT_SECONDS, TIMING, fake_argv, is_gone, kill, until
+from tests.backends.supervised import LIMIT_SECONDS, TIMING, ask, fake_argv, is_gone, kill, until
 from tests.backends.test_engine import _request
 
 IDLE_SECONDS = 0.02
+QUIET = Hardware(4, 4, 64 * GIB, 32 * GIB, ())
 
 Make = Callable[..., tuple[EngineBackend, EngineProcess]]
 
@@ -57,9 +62,12 @@ async def residency() -> AsyncIterator[Residency]:
 async def make() -> AsyncIterator[Make]:
     made: list[EngineBackend] = []
 
-    def build(*modes: str, idle_stop_seconds: float | None = IDLE_SECONDS) -> tuple[EngineBackend, EngineProcess]:
-        process = EngineProcess("demo", lambda path: fake_argv(path, *modes), timing=TIMING)
-        made.append(EngineBackend("gguf", process, idle_stop_seconds))
+    def build(
+        *modes: str, idle_stop_seconds: float | None = IDLE_SECONDS, gib: float = 0, name: str = "demo"
+    ) -> tuple[EngineBackend, EngineProcess]:
+        process = EngineProcess(name, lambda path: fake_argv(path, *modes), timing=TIMING)
+        claim = Claim({MEMORY: int(gib * GIB)})
+        made.append(EngineBackend("gguf", process, idle_stop_seconds, lambda _: claim))
         return made[-1], process
 
     yield build
@@ -188,3 +196,136 @@ async def test_stopping_to_look_ends_what_is_under_way(make: Make) -> None:
         await residency.stop()
         await backend.stop()
     assert backend.state is BackendState.STOPPED
+
+
+class Machine:
+    """Memory that is taken by the engines that are READY."""
+
+    def __init__(self, gib: float) -> None:
+        self.total_bytes = int(gib * GIB)
+        self.engines: list[EngineBackend] = []
+
+    def __call__(self) -> Hardware:
+        claims = [engine.claim(QUIET) for engine in self.engines if engine.state is BackendState.READY]
+        free_bytes = self.total_bytes - sum(claim.sizes[MEMORY] for claim in claims)
+        return replace(QUIET, available_ram_bytes=free_bytes)
+
+
+class House:
+    """A residency on such a machine, and how many engines loaded at the same time."""
+
+    def __init__(self, gib: float) -> None:
+        self.machine = Machine(gib)
+        self.residency = Residency(self.machine)
+        self.uses: dict[EngineBackend, Uses] = {}
+
+    def adopt(self, *engines: EngineBackend) -> None:
+        for engine in engines:
+            self.machine.engines.append(engine)
+            self.uses[engine] = Uses()
+            self.residency.adopt(engine, self.uses[engine].use)
+
+
+@asynccontextmanager
+async def house(gib: float) -> AsyncIterator[House]:
+    built = House(gib)
+    try:
+        async with asyncio.timeout(2 * LIMIT_SECONDS):
+            yield built
+    finally:
+        await built.residency.stop()
+
+
+async def test_two_that_fit_load_at_once(make: Make) -> None:
+    async with house(8) as built:
+        engines = [make("loading", idle_stop_seconds=None, gib=4, name=name) for name in "ab"]
+        built.adopt(*(engine for engine, _ in engines))
+        for engine, _ in engines:
+            await engine.start()
+        await asyncio.gather(*(progressed(process) for _, process in engines))
+
+
+async def test_where_both_do_not_fit_the_second_is_refused_beside_one_that_stays(make: Make) -> None:
+    async with house(7) as built:
+        (first, loads), (second, asks) = [
+            make("loading", idle_stop_seconds=None, gib=4, name=name) for name in ("first/gguf", "second/vllm")
+        ]
+        built.adopt(first, second)
+        for engine in (first, second):
+            await engine.start()
+        await progressed(loads)
+        assert (second.state, asks.pid) == (BackendState.STARTING, None), "it waits until the first one has loaded"
+        await ask(loads, "POST", "/loaded")
+        await until(asks, BackendState.FAILED)
+        assert (first.state, second.gave_up, asks.pid) == (BackendState.READY, False, None)
+        assert second.failure.startswith("it needs 4.0 GiB, and 3.0 GiB is free beside first/gguf (4.0 GiB)")
+
+
+async def test_an_idle_engine_yields_to_one_that_is_needed_and_comes_back_when_that_is_idle(make: Make) -> None:
+    async with house(7) as built:
+        (first, _), (second, _) = [make(idle_stop_seconds=600, gib=4, name=name) for name in "ab"]
+        built.adopt(first, second)
+        await first.start()
+        await first.wait_ready(LIMIT_SECONDS)
+        await second.start()
+        await second.wait_ready(LIMIT_SECONDS)
+        assert (first.state, first.asleep) == (BackendState.STOPPED, True)
+        first.wake()
+        await first.wait_ready(LIMIT_SECONDS)
+        assert (second.state, second.asleep) == (BackendState.STOPPED, True)
+
+
+async def test_one_that_is_in_use_does_not_yield_until_it_is_done(make: Make) -> None:
+    async with house(7) as built:
+        (first, busy), (second, asks) = [make(idle_stop_seconds=600, gib=4, name=name) for name in "ab"]
+        built.adopt(first, second)
+        uses = built.uses[first]
+        uses.used = True
+        await first.start()
+        await first.wait_ready(LIMIT_SECONDS)
+        pid = busy.pid
+        await second.start()
+        for _ in range(5):
+            uses.calm.clear()
+            await uses.calm.wait()
+        assert (asks.state, asks.pid, busy.pid) == (BackendState.STARTING, None, pid)
+        uses.used = False
+        await second.wait_ready(LIMIT_SECONDS)
+        assert first.asleep
+
+
+async def test_who_asks_for_room_can_be_stopped(make: Make) -> None:
+    async with house(7) as built:
+        (first, _), (second, asks) = [make(idle_stop_seconds=600, gib=4, name=name) for name in "ab"]
+        built.adopt(first, second)
+        built.uses[first].used = True
+        await first.start()
+        await first.wait_ready(LIMIT_SECONDS)
+        await second.start()
+        for _ in range(3):
+            built.uses[first].calm.clear()
+            await built.uses[first].calm.wait()
+        await second.stop()
+        assert (second.state, asks.pid) == (BackendState.STOPPED, None)
+
+
+async def test_one_that_is_being_stopped_for_good_is_waited_for(make: Make) -> None:
+    async with house(7) as built:
+        (leaves, _), (comes, asks) = [make(idle_stop_seconds=None, gib=4, name=name) for name in "ab"]
+        built.adopt(leaves, comes)
+        await leaves.start()
+        await leaves.wait_ready(LIMIT_SECONDS)
+        built.residency.dismiss(leaves)
+        await comes.start()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await until(asks, BackendState.READY)
+        assert asks.pid is None
+        await leaves.stop()
+        await comes.wait_ready(LIMIT_SECONDS)
+
+
+async def progressed(process: EngineProcess) -> None:
+    """Returns when it is loading."""
+    while process.progress != 0.42:
+        await process.changed()

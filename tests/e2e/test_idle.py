@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from backends.base import Backend
+from backends.factory import create_backends, own_engine
+from backends.fit import MEMORY, Claim
+from backends.hardware import Hardware
+from backends.launch import EnginePlan
+from backends.process import EngineProcess
+from config.schema import GgufSettings, ModelSettings, Settings
 from tests.e2e.gateway import GatewayUnderTest, engines_below, running_gateway
 from tests.engine import wait_for
+from tests.gateway.running import serving_settings
 
 CHAT = "/v1/chat/completions"
 QUESTION: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
@@ -65,3 +75,43 @@ def test_requests_that_come_just_when_it_stops_are_answered(tmp_path: Path, work
                 wait_for(lambda: time.monotonic() - ended > 0.95 + step * 0.15)  # noqa: B023 - used at once
             assert {answer.status_code for answer in pool.map(lambda _: ask(gateway), range(6))} == {200}
         assert gateway.log.read_text().count("has nothing to do") >= 1
+
+
+def two_thirds(hardware: Hardware) -> Claim:
+    """Of the memory that this machine has: no two of these fit. Once loaded it goes unseen, for nothing takes it."""
+    size = hardware.available_ram_bytes * 2 // 3
+    return Claim({MEMORY: size}, size)
+
+
+async def test_two_models_take_turns_in_memory_that_holds_one() -> None:
+    processes: list[EngineProcess] = []
+
+    def engine(plan: EnginePlan) -> Backend:
+        backend = own_engine(replace(plan, claim=two_thirds))
+        processes.append(backend._process)  # whose pid nobody else knows
+        return backend
+
+    gguf = GgufSettings(source="demo", parallel=4, threads=1, idle_stop_seconds=600)
+    models = tuple(ModelSettings(name=name, context_tokens=512, gguf=gguf) for name in "ab")
+    together = 0
+
+    async def watch() -> None:
+        nonlocal together
+        while True:
+            await asyncio.sleep(0.005)
+            together = max(together, sum(process.pid is not None for process in processes))
+
+    async with (
+        asyncio.timeout(180),
+        serving_settings(Settings(models=models), lambda model: create_backends(model, engine)) as gateway,
+    ):
+        watching = asyncio.create_task(watch())
+        while not gateway.readiness.ready:  # noqa: ASYNC110 - states tell nobody
+            await asyncio.sleep(0.05)
+        assert sorted(process.state for process in processes) == ["ready", "stopped"]
+        for _ in range(2):
+            calls = (gateway.client.post(CHAT, json={**QUESTION, "model": name}, timeout=90) for name in "abab")
+            answers = await asyncio.gather(*calls)
+            assert [answer.status_code for answer in answers] == [200] * 4
+        watching.cancel()
+    assert together == 1
