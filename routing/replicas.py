@@ -18,6 +18,8 @@ BOUND = 1.25
 # Fibonacci hashing: 2^32 by the golden ratio, in the 30 bits with which Python calculates fastest.
 _MIX = 0x9E3779B1
 _MASK = (1 << 30) - 1
+# Below every score of those that are not.
+_TOO_BUSY = 1 << 30
 
 Order = Callable[[list[int], Sequence[UpstreamSignals], Ask, float], list[int]]
 
@@ -43,14 +45,16 @@ def affinity(group: list[int], upstreams: Sequence[UpstreamSignals], ask: Ask, _
     """By rendezvous hashing: each affinity has its own order of all upstreams, and when one joins only what it takes
     over moves. Those that carry too much already come last."""
     number = ask.affinity
-    # Both are hashes already; the product mixes them so that shares are as even as with a cryptographic hash.
-    scores = [(number ^ upstream.seed) * _MIX & _MASK for upstream in upstreams]
-    ordered = sorted(group, key=scores.__getitem__, reverse=True)
-    loads = [upstream.outstanding for upstream in upstreams]
-    most = ceil(BOUND * (sum([loads[index] for index in group]) + 1) / len(group))
-    if max(loads) < most:
-        return ordered
-    return [i for i in ordered if loads[i] < most] + [i for i in ordered if loads[i] >= most]
+    most = ceil(BOUND * (sum([upstreams[index].outstanding for index in group]) + 1) / len(group))
+    # Both are hashes already; the product mixes them so that shares are as even as with a cryptographic hash. Called
+    # for each request: a function for the score, or a list for each step, costs a microsecond.
+    scores = [
+        (number ^ upstream.seed) * _MIX & _MASK
+        if upstream.outstanding < most
+        else ((number ^ upstream.seed) * _MIX & _MASK) - _TOO_BUSY
+        for upstream in upstreams
+    ]
+    return sorted(group, key=scores.__getitem__, reverse=True)
 
 
 ORDERS: dict[str, Order] = {

@@ -65,7 +65,7 @@ BUDGETS = {
     "event: whole, usage": 0.6,
     "decision, 16 upstreams: graduate": 6.0,
     "decision, 16 upstreams: fastest": 6.0,
-    "decision, 16 upstreams: affinity": 7.0,
+    "decision, 16 upstreams: affinity": 6.5,
     "whole call": 20.0,
     "whole stream of 64 events": 90.0,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backends.base import InferenceRequest, Operation
 from config.routing import GraduateSettings, ModelRoutingSettings, RoutingSettings
 from config.tree import Profile
-from routing.ask import Ask, number_of
+from routing.ask import Ask, number_of, prefix_affinity
 from routing.pace import Pace
 from routing.policy import GGUF, POLICIES, VLLM, Decision, decide, next_stage, plan_for
 from routing.replicas import ORDERS
@@ -218,6 +220,21 @@ def test_a_replica_that_joins_takes_its_share_and_nothing_else_moves(count: int,
     # A binomial share of 1/n; five standard deviations are the slack.
     share = 1 / count
     assert len(moved) / len(keys) <= share + 5 * (share * (1 - share) / len(keys)) ** 0.5
+
+
+@pytest.mark.parametrize("count", [2, 5, 16])
+def test_prompts_that_are_nearly_the_same_spread_evenly(count: int) -> None:
+    replicas = [seen(VLLM, seed=number_of(f"http://gpu-{number}:8000".encode())) for number in range(count)]
+    prompts = 200 * count
+    taken: Counter[int] = Counter()
+    for number in range(prompts):
+        body = b'{"model":"m","messages":[{"role":"user","content":"Question %d"}]}' % number
+        asked = InferenceRequest(Operation.CHAT, "m", body, False, "r")
+        taken[affine(replicas, prefix_affinity(asked))] += 1
+    share = 1 / count
+    slack = 5 * (prompts * share * (1 - share)) ** 0.5
+    assert len(taken) == count
+    assert all(abs(number - prompts * share) <= slack for number in taken.values()), taken
 
 
 @given(loads=st.lists(st.integers(0, 50), min_size=2, max_size=16), affinity=st.integers(0, 2**30 - 1))
