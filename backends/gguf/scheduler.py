@@ -2,8 +2,9 @@
 
 The KV cache is `slots` streams of `slot_tokens` cells. A sequence is admitted to a whole slot that holds its prompt +
 max_tokens, so the cache never fills in mid-flight. Slots keep their tokens for later prompts that begin the same way.
-llama.cpp computes neighbouring slots in one pass, so rows come in slot order and running sequences side by side
-(docs/decisions/002). runner.py executes what `schedule()` returns and reports back with `advance` and `finish`.
+llama.cpp computes neighbouring slots in one pass, so running sequences are kept side by side and the rows of a batch
+have an order (docs/decisions/002). runner.py executes what `schedule()` returns and reports back with `advance` and
+`finish`.
 """
 
 from __future__ import annotations
@@ -102,6 +103,13 @@ class _Slot:
         return self.tokens if self.sequence is None else self.sequence.tokens
 
 
+def _place_in_batch(row: Row) -> tuple[bool, int]:
+    """Single tokens in slot order, then longer rows against it. A pass takes equally many tokens of slots that follow
+    one another: all answers at once, but a prompt whole only when its neighbour above is not behind it."""
+    slot = row.sequence.slot
+    return (True, -slot) if len(row.tokens) > 1 else (False, slot)
+
+
 def check_fits(prompt_tokens: int, max_tokens: int, slot_tokens: int) -> None:
     """Raises TooLong when a slot could never hold prompt and answer."""
     if prompt_tokens + max_tokens > slot_tokens:
@@ -196,7 +204,7 @@ class Scheduler:
             sample = sequence.computed + len(chunk) == len(sequence.tokens)
             step.rows.append(Row(sequence, sequence.computed, chunk, sample))
             budget -= len(chunk)
-        step.rows.sort(key=lambda row: row.sequence.slot)
+        step.rows.sort(key=_place_in_batch)
 
     # -- placement and reuse -------------------------------------------------------------------------------------
 

@@ -28,7 +28,10 @@ class Cache:
             else:
                 assert len(self.slots[operation.slot]) >= operation.length
                 del self.slots[operation.slot][operation.length :]
-        assert [r.sequence.slot for r in step.rows] == sorted({r.sequence.slot for r in step.rows})
+        single = [r.sequence.slot for r in step.rows if len(r.tokens) == 1]
+        longer = [r.sequence.slot for r in step.rows if len(r.tokens) > 1]
+        assert [r.sequence.slot for r in step.rows] == [*sorted(single), *sorted(longer, reverse=True)]
+        assert len({*single, *longer}) == len(step.rows), "two rows of one slot"
         for row in step.rows:
             held = self.slots[row.sequence.slot]
             assert row.start == len(held), "positions must continue the sequence"
@@ -76,6 +79,15 @@ def test_a_prompt_longer_than_a_batch_is_computed_in_chunks_beside_answers() -> 
     scheduler.submit([Sequence(list(range(100, 200)), 2)])
     sizes = [[len(row.tokens) for row in turn(scheduler, cache).rows] for _ in range(3)]
     assert sizes == [[1, 15]] * 3
+
+
+def test_answers_come_side_by_side_and_prompts_one_by_one() -> None:
+    scheduler, cache = make(slots=5)
+    scheduler.submit([Sequence([n], 9) for n in range(2)])
+    turn(scheduler, cache)
+    scheduler.submit([Sequence([n] * n, 9) for n in (3, 7, 5)])
+    rows = turn(scheduler, cache).rows
+    assert [(row.sequence.slot, len(row.tokens)) for row in rows] == [(0, 1), (1, 1), (4, 5), (3, 7), (2, 3)]
 
 
 def test_first_come_first_served() -> None:
