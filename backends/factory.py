@@ -31,6 +31,7 @@ def own_engine(plan: EnginePlan) -> EngineBackend:
         kind=KINDS[plan.kind],
         served_names=plan.served_names,
         environment=plan.environment,
+        dozes=plan.dozes,
     )
     return EngineBackend(plan.kind, process, plan.idle_stop_seconds, plan.claim)
 

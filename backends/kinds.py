@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from backends.http import HttpClient
 from backends.output import Reader, gguf_sign
-from backends.probe import gguf_ready, vllm_computes, vllm_ready
+from backends.probe import gguf_ready, vllm_computes, vllm_ready, vllm_sleeps, vllm_wakes
 from backends.selection import GGUF, VLLM
 from backends.vllm.signs import vllm_sign
 
@@ -37,7 +37,8 @@ class Timing:
 class EngineKind:
     """`ready` asks under the model's names and gives the progress of loading, 1.0 once ready, None without an answer.
     `requests` and `steps` are the names in /metrics of what it has to do and of what it has done. `computes` asks for
-    one token within some seconds; None where the numbers alone tell that it hangs."""
+    one token within some seconds; None where the numbers alone tell that it hangs. `sleeps` and `wakes` send an engine
+    that can do it to sleep without ending it, and back."""
 
     timing: Timing
     sign: Reader
@@ -45,6 +46,8 @@ class EngineKind:
     requests: tuple[str, ...]
     steps: str
     computes: Callable[[HttpClient, Sequence[str], float], Awaitable[bool]] | None = None
+    sleeps: Callable[[HttpClient], Awaitable[bool]] = vllm_sleeps
+    wakes: Callable[[HttpClient], Awaitable[bool]] = vllm_wakes
 
 
 KINDS: dict[str, EngineKind] = {

@@ -15,8 +15,8 @@ from backends.hardware import Hardware
 class EnginePlan:
     """An engine that is to be launched: its kind ("gguf", "vllm"), a name of its own in this gateway, its command line
     for a given Unix socket (may take seconds; raises EngineStartFailed), the names that it answers to, environment
-    variables besides ours, how long it may have nothing to do (None: for ever), and what it takes of a machine's memory
-    (reads files)."""
+    variables besides ours, how long it may have nothing to do (None: for ever), what it takes of a machine's memory
+    (reads files), and whether it can sleep without ending."""
 
     kind: str
     name: str
@@ -25,6 +25,7 @@ class EnginePlan:
     environment: Mapping[str, str] = field(default_factory=dict)
     idle_stop_seconds: float | None = None
     claim: Callable[[Hardware], Claim] = lambda _: NOTHING
+    dozes: bool = False
 
 
 def gguf_engine_argv(

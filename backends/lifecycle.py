@@ -35,6 +35,7 @@ class Event(StrEnum):
 
 TRANSITIONS: dict[tuple[BackendState, Event], BackendState] = {
     (BackendState.STOPPED, Event.START): BackendState.STARTING,
+    (BackendState.STOPPED, Event.DRAIN): BackendState.DRAINING,  # one that kept its process while it slept
     (BackendState.FAILED, Event.START): BackendState.STARTING,
     (BackendState.STARTING, Event.BECAME_READY): BackendState.READY,
     (BackendState.STARTING, Event.EXITED): BackendState.FAILED,

@@ -18,6 +18,8 @@ _MAX_BODY_BYTES = 4 * 1024 * 1024
 _ANSWER_SECONDS = 5.0
 # The first answer of a GPU engine may wait for kernels that are compiled only then.
 _FIRST_ANSWER_SECONDS = 120.0
+# A hundred gigabytes of weights from a GPU to pageable memory, or back.
+_MOVE_SECONDS = 300.0
 _JSON = [(b"content-type", b"application/json")]
 
 
@@ -84,6 +86,29 @@ async def vllm_computes(client: HttpClient, names: Sequence[str], seconds: float
 async def _one_token(client: HttpClient, names: Sequence[str], seconds: float) -> tuple[int, bytes] | None:
     body = json.dumps({"model": names[0], "prompt": "1", "max_tokens": 1}).encode()
     return await ask(client, "POST", "/v1/completions", body, seconds=seconds)
+
+
+async def vllm_sleeps(client: HttpClient) -> bool:
+    """Sends vLLM to sleep: its weights go to the machine's memory, its KV cache is gone. Whether it did."""
+    return await _done(client, "/sleep?level=1") and await _is_sleeping(client) is True
+
+
+async def vllm_wakes(client: HttpClient) -> bool:
+    """Brings its weights back. Whether it did."""
+    return await _done(client, "/wake_up") and await _is_sleeping(client) is False
+
+
+async def _done(client: HttpClient, path: str) -> bool:
+    answer = await ask(client, "POST", path, seconds=_MOVE_SECONDS)
+    return answer is not None and answer[0] == 200
+
+
+async def _is_sleeping(client: HttpClient) -> bool | None:
+    answer = await ask(client, "GET", "/is_sleeping")
+    try:
+        return None if answer is None or answer[0] != 200 else bool(json.loads(answer[1])["is_sleeping"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 async def answers(client: HttpClient, seconds: float) -> bool:

@@ -23,7 +23,7 @@ from backends.kinds import KINDS, EngineKind, Timing
 from backends.lifecycle import MAX_DELAY_SECONDS, REFUSED, EngineStatus, Event, Lifecycle
 from backends.output import cause
 from backends.selection import GGUF
-from backends.vigil import keep_vigil
+from backends.vigil import keep_vigil_until
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +50,14 @@ class EngineProcess:
         served_names: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         timing: Timing | None = None,
+        dozes: bool = False,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`argv` makes the command line from the path of the Unix socket, in a thread, for it may take its time; what
         it cannot make raises EngineStartFailed. `served_names` are what it has to answer to, `environment` comes on top
-        of ours, `timing` instead of the kind's. `sleep` and `clock` time the restarts."""
+        of ours, `timing` instead of the kind's; one that `dozes` can sleep without ending. `sleep` and `clock` time the
+        restarts."""
         self.name = name
         self.folder = new_folder()
         self.socket_path = self.folder / SOCKET
@@ -65,6 +67,7 @@ class EngineProcess:
         self._served_names = tuple(served_names)
         self._environment = environment or {}
         self._timing = timing or kind.timing
+        self._dozes = dozes
         self.admitted: Callable[[], Awaitable[str]] = _always
         self._sleep = sleep
         self._clock = clock
@@ -74,6 +77,7 @@ class EngineProcess:
         self._changed = asyncio.Event()
         self.asleep = False
         self._wanted = False
+        self._ending = False
         self.gave_up = False
         self.failure = ""
         # Of the running process:
@@ -82,6 +86,7 @@ class EngineProcess:
         self._ready_at: float | None = None
         self._last_heard = 0.0
         self._verdict = ""
+        self._to_sleep, self._to_wake = asyncio.Event(), asyncio.Event()
 
     @property
     def state(self) -> BackendState:
@@ -107,9 +112,12 @@ class EngineProcess:
 
     def _begin(self) -> None:
         if self._task is None or self._task.done():
-            self.gave_up = False
+            self.gave_up = self._ending = False
             self._enter(Event.START)
             self._task = asyncio.create_task(self._supervise(), name=f"engine {self.name}")
+        elif self.state is BackendState.STOPPED:
+            self._enter(Event.START)
+            self._to_wake.set()
 
     async def stop(self) -> None:
         """Ends the engine: SIGTERM, after the grace SIGKILL for its whole group. Idempotent; every caller waits for the
@@ -118,11 +126,20 @@ class EngineProcess:
         await self._end()
 
     async def sleep(self) -> None:
-        """As `stop`, but only until somebody calls `wake`."""
+        """As `stop`, but only until somebody calls `wake`; one that dozes keeps its process and gives its memory up."""
         self.asleep, self._wanted = True, False
-        await self._end()
+        if self._dozes and self.state is BackendState.READY:
+            self._enter(Event.DRAIN)
+            self._to_sleep.set()
+            await self._drained()
+        else:
+            await self._end()
         if self._wanted:
             self.wake()
+
+    async def _drained(self) -> None:
+        while self.state is BackendState.DRAINING:
+            await self.changed()
 
     def wake(self) -> None:
         """Starts an engine that is asleep; returns at once. One that is still being stopped is started after that.
@@ -132,10 +149,12 @@ class EngineProcess:
             self._begin()
 
     async def _end(self) -> None:
-        if self._task is None or self.state is BackendState.STOPPED:
+        if self._task is None or (self.state is BackendState.STOPPED and self._task.done()):
             return
-        if self.state is not BackendState.DRAINING:
-            self._enter(Event.DRAIN)
+        if not self._ending:
+            self._ending = True
+            if self.state is not BackendState.DRAINING:
+                self._enter(Event.DRAIN)
             self._task.cancel()
         try:
             await asyncio.wait({self._task})
@@ -181,6 +200,8 @@ class EngineProcess:
         self.progress = 0.0
         self._ready_at = None
         self._verdict = ""
+        self._to_sleep.clear()
+        self._to_wake.clear()
         exit_code = None
         why = await self.admitted()
         if why:
@@ -192,6 +213,12 @@ class EngineProcess:
         except EngineStartFailed as error:
             exit_code, why = REFUSED, error.message
         ready_seconds = 0.0 if self._ready_at is None else self._clock() - self._ready_at
+        if self.state in (BackendState.DRAINING, BackendState.STOPPED):
+            # It slept, or was about to: waking it up takes a whole start.
+            logger.warning("engine %s, asleep: %s", self.name, why)
+            if self.state is BackendState.DRAINING:
+                self._enter(Event.STOPPED)
+            return None
         return self._fail(why, self._lifecycle.restart_delay_seconds(exit_code, ready_seconds))
 
     def _fail(self, why: str, delay_seconds: float | None) -> float | None:
@@ -246,19 +273,35 @@ class EngineProcess:
         client = HttpClient(self.address)
         try:
             await self._until_ready(client)
-            if self.state is not BackendState.STARTING:
-                return  # the answer crossed a stop
-            self.progress = 1.0
-            self.failure = ""
-            self._ready_at = self._clock()
-            self._enter(Event.BECAME_READY)
-            logger.info("engine %s is ready", self.name)
-            await keep_vigil(client, self._kind, self._served_names, self._timing)
+            while self.state is BackendState.STARTING:  # otherwise the answer crossed a stop
+                self.progress = 1.0
+                self.failure = ""
+                self._ready_at = self._clock()
+                self._enter(Event.BECAME_READY)
+                logger.info("engine %s is ready", self.name)
+                await keep_vigil_until(self._to_sleep, client, self._kind, self._served_names, self._timing)
+                await self._doze(client)
+                await self._until_ready(client)
         except probe.Unfit as problem:
             self._verdict = str(problem)
             child.kill()
         finally:
             await client.aclose()
+
+    async def _doze(self, client: HttpClient) -> None:
+        """From the request to sleep to the one to wake, and until that is done."""
+        self._to_sleep.clear()
+        if not await self._kind.sleeps(client):
+            raise probe.Unfit("it did not go to sleep")
+        self.progress = 0.0
+        if self.state is BackendState.DRAINING:
+            self._enter(Event.STOPPED)
+        await self._to_wake.wait()
+        self._to_wake.clear()
+        why = await self.admitted()
+        if why or not await self._kind.wakes(client):
+            raise probe.Unfit(why or "it did not wake up")
+        self._last_heard = self._clock()
 
     async def _until_ready(self, client: HttpClient) -> None:
         while (progress := await self._kind.ready(client, self._served_names)) != 1.0:

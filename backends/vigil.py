@@ -40,5 +40,21 @@ async def keep_vigil(client: HttpClient, kind: EngineKind, names: Sequence[str],
                 raise probe.Unfit("hung: idle, and a request of ours was not answered")
 
 
+async def keep_vigil_until(
+    asked: asyncio.Event, client: HttpClient, kind: EngineKind, names: Sequence[str], timing: Timing
+) -> None:
+    """The same, until `asked` is set."""
+    vigil = asyncio.create_task(keep_vigil(client, kind, names, timing))
+    waiting = asyncio.create_task(asked.wait())
+    try:
+        await asyncio.wait({vigil, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if vigil.done():
+            vigil.result()
+    finally:
+        vigil.cancel()
+        waiting.cancel()
+        await asyncio.gather(vigil, waiting, return_exceptions=True)
+
+
 async def _work(client: HttpClient, kind: EngineKind, timing: Timing) -> probe.Work | None:
     return await probe.work(client, kind.requests, kind.steps, timing.look_timeout_seconds)

@@ -57,6 +57,7 @@ TAKEN_ARGS = {
     "enable-auto-tool-choice": "tool_parser",
     "reasoning-parser": "reasoning_parser",
     "speculative-config": "speculative",
+    "enable-sleep-mode": "sleep_mode",
     **dict.fromkeys(("host", "port", "uds", "root-path", "api-key", "headless", "shutdown-timeout"), ""),
     **dict.fromkeys(("ssl-keyfile", "ssl-certfile", "ssl-ca-certs", "ssl-cert-reqs"), ""),
 }
@@ -140,6 +141,10 @@ class VllmSettings(RemoteSettings):
     idle_stop_seconds: IdleSeconds = None
     """The engine is stopped when it had no request for so long, and started again by the next one. Unset: never."""
 
+    sleep_mode: Annotated[bool, Field(strict=True)] = False
+    """Whether an idle engine keeps its process and moves its weights to the machine's memory (vLLM's sleep mode), where
+    otherwise it would be stopped. On GPUs alone; on a CPU it is stopped."""
+
     args: dict[_OptionName, Any] = Field(default={}, max_length=128)
     """Any further option of vLLM by its name without dashes: `{enforce-eager: true, swap-space: 8}`. `false` becomes
     `--no-NAME`, a list several values, a mapping JSON."""
@@ -163,6 +168,8 @@ class VllmSettings(RemoteSettings):
         self.check_remote(self.urls or found)
         if self.python is not None and self.command is not None:
             raise PydanticCustomError("one_command", "should have python or command, not both")
+        if self.sleep_mode and self.idle_stop_seconds is None:
+            raise PydanticCustomError("no_idle_time", "sleep_mode needs idle_stop_seconds")
         if self.memory_share is not None and self.kv_cache_bytes is not None:
             raise PydanticCustomError("one_size", "should have memory_share or kv_cache_bytes, not both")
         return self

@@ -41,7 +41,7 @@ def engine_plan(model: ModelSettings, settings: VllmSettings) -> EnginePlan:
         return argv(settings, place, uds=socket_path, names=names, context_tokens=model.context_tokens)
 
     name, idle, claim = f"{model.name}/{VLLM}", settings.idle_stop_seconds, partial(vllm_claim, model)
-    return EnginePlan(VLLM, name, command, names, environment(settings), idle, claim)
+    return EnginePlan(VLLM, name, command, names, environment(settings), idle, claim, _sleeps(settings))
 
 
 def argv(
@@ -61,6 +61,9 @@ def environment(settings: VllmSettings) -> dict[str, str]:
     if settings.source == DEMO_SOURCE or Path(settings.source or "").is_absolute():
         # Nothing is missing in a folder; asking the hub would only make the start depend on the network.
         found |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if _sleeps(settings):
+        # Its endpoints for sleep and wake are among those for development. They are on the private socket, as all are.
+        found |= {"VLLM_SERVER_DEV_MODE": "1"}
     return found | settings.environment
 
 
@@ -99,6 +102,8 @@ def _options(settings: VllmSettings) -> Iterator[str]:
     yield from (f"--{name}={value}" for name, value in values.items() if value is not None)
     if settings.tool_parser is not None:
         yield "--enable-auto-tool-choice"
+    if _sleeps(settings):
+        yield "--enable-sleep-mode"
     yield "--enable-prefix-caching" if settings.prefix_caching else "--no-enable-prefix-caching"
 
 
@@ -113,6 +118,11 @@ def _on_cpu(settings: VllmSettings) -> bool:
     """As far as can be known: what is behind an interpreter or a command of the user's, only the user knows."""
     found = installed(default_folder()) if settings.python is None and settings.command is None else None
     return found is not None and found.device == "cpu"
+
+
+def _sleeps(settings: VllmSettings) -> bool:
+    """vLLM for CPUs refuses the option."""
+    return settings.sleep_mode and not _on_cpu(settings)
 
 
 def _further(args: Mapping[str, Any]) -> Iterator[str]:

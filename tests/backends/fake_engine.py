@@ -1,12 +1,13 @@
 """A process that keeps the engine contract and misbehaves on request. Raw sockets and few imports: it starts quickly.
 
     python fake_engine.py SOCKET [loading] [stubborn] [silent] [child] [fail=CODE] [signal=NUMBER] [print=TEXT]
-                                 [deaf] [metrics=TEXT]
+                                 [deaf] [metrics=TEXT] [insomniac] [stays]
 
 GET /metrics answers with the TEXT given, GET /health is 503 with progress 0.42 while `loading`, until POST /loaded.
-POST
-/v1/chat/completions with "stream": true sends one event and then waits until its connection closes; any other request
-but POST /v1/completions to a deaf one answers {"ok": true}.
+POST /sleep, POST /wake_up and GET /is_sleeping are vLLM's: one that sleeps answers nothing but these and GET. An
+`insomniac` does not fall asleep, one that `stays` asleep does not wake up.
+POST /v1/chat/completions with "stream": true sends one event and then waits until its connection closes; any other
+request but POST /v1/completions to a deaf one answers {"ok": true}.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import threading
 
 METRICS = {"text": b""}
+ASLEEP = threading.Event()
 READY = b'{"status":"ok"}'
 LOADING = b'{"status":"loading","progress":0.42}'
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"Hel"}}]}\n\n'
@@ -91,7 +93,9 @@ def _serve(connection: socket.socket, loaded: threading.Event, modes: list[str])
             _answer(connection, b"200 OK" if loaded.is_set() else b"503 Loading", READY if loaded.is_set() else LOADING)
         elif request_line.startswith(b"GET /metrics "):
             _answer(connection, b"200 OK", METRICS["text"])
-        elif request_line.startswith(b"POST /v1/completions ") and "deaf" in modes:
+        elif (answer := _sleep(request_line, modes)) is not None:
+            _answer(connection, *answer)
+        elif ASLEEP.is_set() or (request_line.startswith(b"POST /v1/completions ") and "deaf" in modes):
             threading.Event().wait()
         elif b'"stream": true' in body:
             head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -100,6 +104,20 @@ def _serve(connection: socket.socket, loaded: threading.Event, modes: list[str])
             if request_line.startswith(b"POST /loaded "):
                 loaded.set()
             _answer(connection, b"200 OK", b'{"ok": true}')
+
+
+def _sleep(request_line: bytes, modes: list[str]) -> tuple[bytes, bytes] | None:
+    if request_line.startswith(b"POST /sleep?level=1 "):
+        if "insomniac" not in modes:
+            ASLEEP.set()
+        return b"200 OK", b'{"status":"sleeping","level":1}'
+    if request_line.startswith(b"POST /wake_up "):
+        if "stays" not in modes:
+            ASLEEP.clear()
+        return b"200 OK", b'{"status":"awake","tags":null}'
+    if request_line.startswith(b"GET /is_sleeping "):
+        return b"200 OK", b'{"is_sleeping":%s}' % (b"true" if ASLEEP.is_set() else b"false")
+    return None
 
 
 def _answer(connection: socket.socket, status: bytes, body: bytes) -> None:

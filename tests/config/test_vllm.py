@@ -40,6 +40,13 @@ def loaded(folder: Path, vllm: str) -> object:
             "{urls: ['http://gpu:80', 'https://gpu', 'http://gpu:8000', 'http://GPU/v1']}",
             "models[0].vllm.urls: names http://GPU twice",
         ),
+        ("{source: a/b, sleep_mode: true}", "models[0].vllm: sleep_mode needs idle_stop_seconds"),
+        ("{source: a/b, args: {enable-sleep-mode: true}}", "models[0].vllm: args.enable-sleep-mode: say sleep_mode"),
+        (
+            "{source: a/b, idle_stop_seconds: 0.5}",
+            "models[0].vllm.idle_stop_seconds: should be greater than or equal to 1",
+        ),
+        ("{urls: ['http://x'], idle_stop_seconds: 5}", "models[0].vllm: idle_stop_seconds: only with source"),
         ("{source: a/b, memory_share: 1.5}", "models[0].vllm.memory_share: should be less than or equal to 1"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 from backends.errors import EngineStartFailed
 from backends.vllm import guard
 from backends.vllm.command import argv, engine_plan, environment
-from backends.vllm.environment import Installed, interpreter, mark
+from backends.vllm.environment import Installed, default_folder, interpreter, mark
 from config.schema import ModelSettings
 from config.vllm import VllmSettings
 
@@ -52,6 +52,7 @@ def test_what_is_unset_is_left_to_vllm() -> None:
         ({"tool_parser": "hermes"}, "--tool-call-parser=hermes --enable-auto-tool-choice"),
         ({"reasoning_parser": "qwen3"}, "--reasoning-parser=qwen3"),
         ({"speculative": {"method": "ngram"}}, '--speculative-config={"method": "ngram"}'),
+        ({"sleep_mode": True, "idle_stop_seconds": 60}, "--enable-sleep-mode"),
         ({"args": {"enforce-eager": True}}, "--enforce-eager"),
         ({"args": {"enable-chunked-prefill": False}}, "--no-enable-chunked-prefill"),
         ({"args": {"seed": 3}}, "--seed=3"),
@@ -120,3 +121,22 @@ def test_plan_has_a_name_of_its_own_and_answers_to_all_names() -> None:
     plan = engine_plan(model, model.vllm)
     assert (plan.kind, plan.name, plan.served_names) == ("vllm", "m/vllm", ("m", "a"))
     assert plan.argv("/x/e.sock")[5:10] == [PYTHON, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model"]
+
+
+def test_endpoints_for_development_exist_only_for_sleep_mode_and_not_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleepy = VllmSettings(source="/m", python=PYTHON, sleep_mode=True, idle_stop_seconds=60)
+    assert environment(sleepy)["VLLM_SERVER_DEV_MODE"] == "1"
+    assert engine_plan(ModelSettings(name="m", vllm=sleepy), sleepy).dozes
+    assert "VLLM_SERVER_DEV_MODE" not in environment(VllmSettings(source="/m", idle_stop_seconds=60))
+    monkeypatch.setenv("UPSHIFT_CACHE", str(tmp_path))
+    found = interpreter(default_folder())
+    found.parent.mkdir(parents=True)
+    found.touch()
+    mark(default_folder(), Installed("cpu", "0", "0"))
+    ours = sleepy.model_copy(update={"python": None})
+    assert "VLLM_SERVER_DEV_MODE" not in environment(ours)
+    plan = engine_plan(ModelSettings(name="m", vllm=ours), ours)
+    assert not plan.dozes
+    assert "--enable-sleep-mode" not in plan.argv("/run/e.sock")
