@@ -12,7 +12,7 @@ import pytest
 from backends.vllm.demo import demo_folder
 from tests.e2e.gateway import GatewayUnderTest, children_of, running_gateway
 from tests.engine import is_alive, wait_for
-from tests.vllm import QUICK, START_SECONDS, ensure_installed
+from tests.vllm import QUICK, START_SECONDS, ensure_installed, running_vllm
 
 pytestmark = pytest.mark.vllm
 
@@ -119,3 +119,21 @@ def test_nothing_is_left_of_a_start_that_is_cut_short(
         gateway.process.terminate()
     gateway.process.wait(timeout=120)
     wait_for(lambda: not any(map(is_alive, pids)), 60)
+
+
+def test_vllm_is_stopped_when_idle_and_gguf_answers_while_it_starts_again(tmp_path: Path) -> None:
+    config = f"profile: prod\nmodels:\n{_model('demo', f'source: demo, idle_stop_seconds: 2, {KV}, {QUICK}')}"
+    question = {"model": "demo", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
+    with running_vllm(tmp_path, config) as vllm:
+        processes = vllm.processes().values()
+        wait_for(lambda: vllm.state() == "stopped", START_SECONDS)
+        assert vllm.gateway.ready()
+        wait_for(lambda: not any(map(is_alive, processes)))
+        answer = vllm.gateway.http.post("/v1/chat/completions", json=question)
+        told = [answer.headers[f"x-upshift-{name}"] for name in ("backend", "reason")]
+        assert (answer.status_code, told) == (200, ["gguf", "bridge"])
+        wait_for(lambda: vllm.state() == "starting")
+        vllm.wait_ready()
+        answer = vllm.gateway.http.post("/v1/chat/completions", json=question)
+        assert (answer.status_code, answer.headers["x-upshift-backend"]) == (200, "vllm")
+        wait_for(lambda: vllm.gateway.log.read_text().count("is ready on vllm") == 2)
