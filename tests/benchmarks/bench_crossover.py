@@ -172,7 +172,10 @@ async def closed_loop(address: tuple[str, int], clients: int, until: float, chan
         client = Client(*address)
         try:
             while time.perf_counter() < until:
-                done.append(await client.exchange(request_bytes("POST", "/v1/chat/completions", question(chance))))
+                exchange = await client.exchange(request_bytes("POST", "/v1/chat/completions", question(chance)))
+                if exchange.status != 200:
+                    raise SystemExit(f"a request failed: {read_answer(exchange, NEW_TOKENS).error}")
+                done.append(exchange)
         finally:
             client.close()
 

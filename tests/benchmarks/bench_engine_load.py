@@ -185,7 +185,7 @@ async def get(host: str, port: int, path: str) -> Exchange:
 
 def request_bytes(method: str, path: str, body: dict[str, Any] | None = None) -> bytes:
     payload = b"" if body is None else json.dumps(body).encode()
-    head = f"{method} {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(payload)}\r\n\r\n".encode() + payload
 
 
