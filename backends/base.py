@@ -5,7 +5,7 @@ Neighbours: errors.py (what may be raised), http.py and openai.py (the implement
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, Protocol
@@ -57,21 +57,18 @@ class Usage:
 
 @dataclass(slots=True)
 class BackendResponse:
-    """A response whose status and headers have arrived. Owns the upstream connection: `aclose()` must be awaited, which
+    """A response whose status and headers have arrived. Owns the upstream connection: `close()` must be called, which
     returns or aborts it (an abort stops the engine's computing). `chunks` yields body bytes as they were read;
     `content_bytes` is how many were announced, None where the engine did not say. Its other headers end here. A body
-    that came whole with the headers is in `body`, and in no chunk."""
+    that came whole with the headers is in `body`, and in no chunk. Closing is idempotent; afterwards nothing of the
+    request is left, neither here nor in the engine."""
 
     status: int
     content_type: bytes
     content_bytes: int | None
     chunks: AsyncIterator[bytes]
-    close: Callable[[], Awaitable[None]] = field(repr=False)
+    close: Callable[[], None] = field(repr=False)
     body: bytes | None = None
-
-    async def aclose(self) -> None:
-        """Idempotent. Afterwards nothing of the request is left, neither here nor in the engine."""
-        await self.close()
 
 
 class Backend(Protocol):

@@ -5,8 +5,9 @@ Neighbours: engine.py (the one who owns it), lifecycle.py (EngineStatus, which i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from math import inf
+from typing import Any
 
 from backends.base import BackendResponse, BackendState, InferenceRequest
 from backends.engine import not_ready
@@ -66,11 +67,11 @@ class BorrowedEngine:
         """How often the engine had to be started again."""
         return self._status.restarts
 
-    async def send(self, request: InferenceRequest) -> BackendResponse:
+    def send(self, request: InferenceRequest) -> Coroutine[Any, Any, BackendResponse]:
         """As EngineBackend's."""
         if self._status.state is not BackendState.READY:
             raise not_ready(self.name, self._status)
-        return await self._calls.send(request)
+        return self._calls.send(request)
 
     def wake(self) -> None:
         """Has its owner start it if it is asleep; returns at once. Said once, until there is news of it."""

@@ -6,8 +6,9 @@ borrowed.py (the calls alone, for a process that does not own the engine).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from math import inf
+from typing import Any
 
 from backends.base import BackendResponse, BackendState, InferenceRequest
 from backends.errors import BackendError, BackendLoading, BackendUnavailable
@@ -95,12 +96,12 @@ class EngineBackend:
         """Returns after the next change of `status`."""
         await self._process.changed()
 
-    async def send(self, request: InferenceRequest) -> BackendResponse:
+    def send(self, request: InferenceRequest) -> Coroutine[Any, Any, BackendResponse]:
         """As the protocol says. Without an engine that is READY nothing is sent: BackendLoading while it starts,
         otherwise BackendUnavailable with the cause."""
         if self._process.state is not BackendState.READY:
             raise not_ready(self.name, self._process.status)
-        return await self._calls.send(request)
+        return self._calls.send(request)
 
     def load_once(self, admitted: Callable[[], Awaitable[str]]) -> None:
         """Each load of the model waits for `admitted`, and is put off for a while where that gives a reason."""

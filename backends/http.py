@@ -61,7 +61,7 @@ class HttpClient:
 
     async def request(self, method: str, path: str, headers: Headers = (), body: bytes = b"") -> HttpResponse:
         """Returns when status and headers have arrived, whatever the status. The caller owns the response and must
-        `aclose()` it. Host and Content-Length are set here; redirects are not followed; no HEAD, no CONNECT.
+        `close()` it. Host and Content-Length are set here; redirects are not followed; no HEAD, no CONNECT.
 
         Raises BackendUnavailable when nothing was sent, BackendTimeout, and BackendProtocolError when the connection
         broke or did not speak HTTP. Raises ValueError for what would not be sent as one request. Cancelling it closes

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 class HttpResponse:
     """A response whose status and headers (names in lower case) have arrived; its body comes through `chunks`.
-    Owns its connection until `aclose()`, which must be awaited."""
+    Owns its connection until `close()`, which must be called."""
 
     __slots__ = ("_connection", "complete", "failure", "headers", "held_bytes", "parts", "status", "waiter")
 
@@ -74,7 +74,7 @@ class HttpResponse:
                 break
         return bytes(body[:max_bytes])
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Gives the connection back if the whole body has arrived, else closes it, which tells the server to stop.
         Idempotent."""
         self._connection.release(self)

@@ -53,7 +53,7 @@ class Inquiry:
                 try:
                     return response.status, await response.read(_MAX_BODY_BYTES)
                 finally:
-                    await response.aclose()
+                    response.close()
         except TimeoutError:
             raise BackendTimeout(f"GET {path} was not answered within {self._timeout_seconds:g} s.") from None
 

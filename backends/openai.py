@@ -84,7 +84,7 @@ class OpenAIBackend:
                 content_type = fields.get(b"content-type", b"")
                 _check(content_type, fields.get(b"content-encoding"))
             except BaseException:
-                await response.aclose()
+                response.close()
                 raise
         except BackendError as error:
             error.backend = self.name
@@ -92,7 +92,7 @@ class OpenAIBackend:
         length = fields.get(b"content-length")
         content_bytes = None if length is None else int(length)
         body = None if request.stream else response.whole()
-        return BackendResponse(200, content_type, content_bytes, response.chunks, response.aclose, body)
+        return BackendResponse(200, content_type, content_bytes, response.chunks, response.close, body)
 
 
 def _end_to_end(headers: Sequence[Header]) -> list[Header]:

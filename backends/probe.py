@@ -44,7 +44,7 @@ async def ask(
             try:
                 return response.status, await response.read(_MAX_BODY_BYTES)
             finally:
-                await response.aclose()
+                response.close()
     except (BackendError, TimeoutError):
         return None
 

@@ -27,17 +27,14 @@ class Door:
     limiter: RateLimiter
     shared: SharedLimiter | None = None
 
-    async def let_in(self, call: Call, headers: Mapping[bytes, bytes]) -> Principal:
+    def let_in(self, call: Call, headers: Mapping[bytes, bytes]) -> Principal:
         """Who sends `call`, whose headers are `headers`, the last one where a name is repeated. Raises HostRefused,
-        TooManyHeaders and InvalidKey."""
+        TooManyHeaders and InvalidKey; SignerUnknown where `ask_issuer` may know more."""
         repeated = len(headers) != len(call.headers)
         if repeated or not self.guard.passes(headers):
             self.guard.check(call.headers, call.http_version)
-        return await self.entrance.admit(call.headers, call.peer, "openai", None if repeated else headers)
+        return self.entrance.principal(call.headers, call.peer, "openai", None if repeated else headers)
 
-    async def reserve(self, principal: Principal, estimated_tokens: int, model: str) -> Reserved:
-        """What RateLimiter.reserve does, here or at Redis, whose answer is waited for. Raises RateLimited,
-        TooManyTokens and LimitsUnavailable."""
-        if self.shared is None:
-            return self.limiter.reserve(principal, estimated_tokens, model)
-        return await self.shared.reserve(principal, estimated_tokens, model)
+    async def ask_issuer(self, call: Call) -> Principal:
+        """The same for a `call` whose token is signed with a key that its issuer may have since a moment."""
+        return await self.entrance.admit(call.headers, call.peer, "openai")

@@ -65,17 +65,15 @@ class Entrance:
             raise SurfaceNotAllowed(f"This API key does not cover the surface '{surface}'.")
         return found
 
-    async def admit(
-        self, fields: Fields, peer: str, surface: Surface, headers: Mapping[bytes, bytes] | None = None
-    ) -> Principal:
+    async def admit(self, fields: Fields, peer: str, surface: Surface) -> Principal:
         """The same; where a token names a key that its issuer may have since a moment, it is asked before."""
         try:
-            return self.principal(fields, peer, surface, headers)
+            return self.principal(fields, peer, surface)
         except SignerUnknown:
             if self._issuer is None:
                 raise
             await self._issuer.refresh()
-            return self.principal(fields, peer, surface, headers)
+            return self.principal(fields, peer, surface)
 
 
 def _check_address(principal: Principal, text: str) -> None:

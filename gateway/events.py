@@ -33,11 +33,11 @@ _KIND = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 class WholeEvents:
     """Incremental cutter for one stream."""
 
-    __slots__ = ("_held", "_tail")
+    __slots__ = ("_held", "_last")
 
     def __init__(self) -> None:
         self._held = b""
-        self._tail = b""
+        self._last = b""
 
     def feed(self, chunk: bytes) -> bytes:
         """The events that are complete with `chunk`; empty while none is. Raises BackendProtocolError instead of
@@ -48,7 +48,7 @@ class WholeEvents:
         if not chunk.endswith(_TOKEN_ENDS):
             chunk = self._without_error(self._whole(chunk))
         if chunk:
-            self._tail = chunk[-_TAIL_BYTES:] if len(chunk) >= _TAIL_BYTES else (self._tail + chunk)[-_TAIL_BYTES:]
+            self._last = chunk
         return chunk
 
     def finish(self) -> bytes:
@@ -58,13 +58,13 @@ class WholeEvents:
         self._without_error(last)
         if not (b"\n" + last).endswith(_DONE):
             return b""
-        self._tail = last[-_TAIL_BYTES:]
+        self._last = last
         return last + b"\n\n"
 
     @property
     def done(self) -> bool:
         """Whether the last event passed on was `data: [DONE]`, the end that a whole stream has."""
-        return (b"\n" + self._tail.rstrip()).endswith(_DONE)
+        return (b"\n" + self._last[-_TAIL_BYTES:].rstrip()).endswith(_DONE)
 
     def _whole(self, chunk: bytes) -> bytes:
         """The part of `chunk` that ends with an event; what is behind it is kept."""

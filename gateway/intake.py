@@ -23,6 +23,7 @@ MAX_BRACKETS = 200_000
 # llama-server's own, which it heeds before OpenAI's.
 _CAPS = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"})
 _COUNTS = frozenset({"n", "best_of", "n_cmpl"})
+_NUMBERS = (*_CAPS, *_COUNTS)
 # What vLLM ignores since 0.12, and would answer as if it had not been asked: how to say it now.
 _GONE = {
     "guided_json": '`response_format` of type json_schema, or `structured_outputs`: {"json": …}',
@@ -42,7 +43,9 @@ _FEATURES = {
     "structured_outputs": frozenset({"structured_output", "guided_decoding"}),
     **dict.fromkeys(_GONE, frozenset[str]()),
 }
-_ENVELOPE = frozenset({"model", "stream", "stream_options"}) | _CAPS | _COUNTS | _FEATURES.keys() | caps.CAPS.keys()
+# What most requests have and nothing more: no cap holds for it, and every engine knows it.
+_PLAIN = frozenset({"model", "stream", "stream_options"}) | _CAPS
+_ENVELOPE = _PLAIN | _COUNTS | _FEATURES.keys() | caps.CAPS.keys()
 
 
 def _refuse_constant(name: str) -> None:
@@ -95,12 +98,14 @@ def decode(
     options = envelope.get("stream_options")
     include_usage = options is not None and _include_usage(options, bool(stream))
     cap, choices = _asked_for(envelope)
-    caps.check(envelope, len(body))
+    features = _NO_FEATURES
+    if not envelope.keys() <= _PLAIN:
+        caps.check(envelope, len(body))
+        features = _features(envelope)
     if not remote_media:
         check_media(body, document)
     if cache_salt:
         body = _salted(body, document, cache_salt)
-    features = _NO_FEATURES if envelope.keys().isdisjoint(_FEATURES) else _features(envelope)
     return InferenceRequest(
         operation, model, body, bool(stream), request_id, include_usage, cap, choices, features=features
     )
@@ -134,8 +139,9 @@ def _features(envelope: dict[str, Any]) -> frozenset[str]:
 def _asked_for(envelope: dict[str, Any]) -> tuple[int | None, int]:
     """The largest cap on an answer's tokens, None without one, and how many answers, to all prompts together."""
     cap, choices = None, 1
-    for name, value in envelope.items():
-        if value is None or not (name in _CAPS or name in _COUNTS):
+    for name in _NUMBERS:
+        value = envelope.get(name)
+        if value is None:
             continue
         # Its range is the engine's business; its type is ours, because limits count by it.
         if type(value) is not int:

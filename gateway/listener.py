@@ -21,6 +21,7 @@ from gateway.crowd import Crowd
 from gateway.dataplane import INFERENCE, DataPlane, Front
 from gateway.deadline import Deadline
 from gateway.lastcall import LAST_CALL_SECONDS, has_unread
+from gateway.servant import Servant
 from gateway.target import operation_at, without_upgrade
 from gateway.tls import names_in
 
@@ -62,6 +63,7 @@ class ClientConnection(HttpToolsProtocol):
         self._refused = False
         self._idle_seconds = KEEP_ALIVE_SECONDS
         self._running: RequestResponseCycle | Call | None = None
+        self._servant = Servant(self.loop)
         self._read_bytes = 0
         self._common: tuple[object, bytes] = (None, b"")
         self.ending = False
@@ -90,6 +92,7 @@ class ClientConnection(HttpToolsProtocol):
             _disconnect(self._running)
         self.pipeline.clear()
         self.flow.resume_writing()
+        self._servant.close()
         self._running = None
         self.cycle = None  # type: ignore[assignment]
         self.parser = None  # type: ignore[assignment]
@@ -187,9 +190,7 @@ class ClientConnection(HttpToolsProtocol):
         self._running = call
         # Until it says itself what it expects.
         self.deadline.forget()
-        task = self.loop.create_task(self.front.serve(call))
-        self.tasks.add(task)
-        call.served_by(task)
+        self.tasks.add(self._servant.begin(call, self.front.serve))
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if isinstance(cycle, Call):  # from the pipeline, in which uvicorn keeps requests of both kinds

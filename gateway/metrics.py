@@ -156,7 +156,11 @@ class GatewayCollector(Collector):
         yield from (requests, duration, first, between, overhead)
 
     def _tokens(self) -> Iterator[Metric]:
-        tokens = CounterMetricFamily("upshift_tokens", "Tokens as engines reported them.", labels=[*_PAIR, "kind"])
+        tokens = CounterMetricFamily(
+            "upshift_tokens",
+            "Tokens as engines reported them, or about as many as a stream had events.",
+            labels=[*_PAIR, "kind"],
+        )
         for pair, series in self._metrics.items():
             tokens.add_metric([*pair, "prompt"], series.prompt_tokens)
             tokens.add_metric([*pair, "completion"], series.completion_tokens)

@@ -100,8 +100,6 @@ class RateLimiter:
         # Where in a record the workers' own words are: requests running, tokens given back.
         self._running = OWN + worker
         self._given_back = OWN + store.workers + worker
-        self._middle = OWN + store.workers
-        self._end = OWN + 2 * store.workers
 
     def reserve(self, principal: Principal, estimated_tokens: int, model: str = "") -> Reservation:
         """Takes one request, the estimated tokens and one of the concurrent places, or nothing at all.
@@ -117,12 +115,11 @@ class RateLimiter:
             return self._reserve_all(principal, self._beside[model], estimate)
         if limits.counts_nothing:
             return Reservation(self, principal, estimate)
-        words, base = self._words, self._store.base(principal.slot)
+        base = self._store.base(principal.slot)
         if self._shared:
             self._store.lock(principal.slot)
         try:
-            owed = self._owed(base, limits)
-            running = 0 if limits.concurrent is None else sum(words[base + OWN : base + self._middle])
+            owed, running = self._owed(base, limits)
             hindrance = obstacle(limits, owed, running, estimate)
             if hindrance is not None:
                 raise refusal(principal.whose, limits, *hindrance, header_lines(limits, owed[1:4]))
@@ -147,7 +144,7 @@ class RateLimiter:
             self._check_all(accounts, found, estimate)
             debts = [
                 self._take(self._store.base(account.slot), owed, estimate)
-                for account, owed in zip(accounts, found, strict=True)
+                for account, (owed, _) in zip(accounts, found, strict=True)
             ]
         finally:
             for slot in slots:
@@ -155,19 +152,19 @@ class RateLimiter:
         own = NO_DEBTS if principal.limits.counts_nothing else debts[0]
         return Reservation(self, principal, estimate, own, shared)
 
-    def _check_all(self, accounts: Sequence[Principal | Account], found: Sequence[Owed], estimate: int) -> None:
+    def _check_all(
+        self, accounts: Sequence[Principal | Account], found: Sequence[tuple[Owed, int]], estimate: int
+    ) -> None:
         """Raises RateLimited for the account that keeps the request out for longest."""
         hindered = []
-        for account, owed in zip(accounts, found, strict=True):
-            base = self._store.base(account.slot)
-            running = sum(self._words[base + OWN : base + self._middle])
+        for account, (owed, running) in zip(accounts, found, strict=True):
             hindrance = obstacle(account.limits, owed, running, estimate)
             if hindrance is not None:
                 hindered.append((account, hindrance))
         if hindered:
             account, (limit, wait_us) = max(hindered, key=lambda each: each[1][1])
             own = accounts[0]
-            lines = header_lines(own.limits, found[0][1:4]) if isinstance(own, Principal) else b""
+            lines = header_lines(own.limits, found[0][0][1:4]) if isinstance(own, Principal) else b""
             raise refusal(account.whose, account.limits, limit, wait_us, lines)
 
     def settle(
@@ -193,16 +190,18 @@ class RateLimiter:
         """Adds to the debt at once: later, time that was idle before would pay for it."""
         self._store.lock(account.slot)
         try:
-            now, requests, tokens, day, seen = self._owed(base, account.limits)
+            (now, requests, tokens, day, seen), _ = self._owed(base, account.limits)
             requests = max(requests - requests_back, 0)
             self._write(base, now, seen, (requests, tokens + more_tokens * MINUTE_US, day + more_tokens * DAY_MS))
         finally:
             self._store.unlock(account.slot)
 
-    def _owed(self, base: int, limits: Limits) -> Owed:
-        """What is owed now, in microseconds since the clock's beginning."""
-        updated, requests, tokens, seen, day = self._words[base + UPDATED : base + OWN]
-        given_back = sum(self._words[base + self._middle : base + self._end])
+    def _owed(self, base: int, limits: Limits) -> tuple[Owed, int]:
+        """What is owed now, and how many requests run."""
+        updated, requests, tokens, seen, day, *own = self._store.record(base)
+        workers = self._store.workers
+        # One worker's are read without making lists of them.
+        running, given_back = own if workers == 1 else (sum(own[:workers]), sum(own[workers:]))
         now = self._clock_ns() // 1000
         elapsed = now - updated
         if elapsed < 0:
@@ -222,7 +221,7 @@ class RateLimiter:
             day -= (given_back - seen) * DAY_MS
             paid = limit * (now // 1000 - updated // 1000)
             day = 0 if paid >= day else day - paid
-        return now, requests, tokens, day, given_back
+        return (now, requests, tokens, day, given_back), running
 
     def _take(self, base: int, owed: Owed, estimate: int) -> Debts:
         """One request of `estimate` tokens more. Returns the debts then."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from struct import Struct
 
 WORD_BYTES = 8
 # One word: how many slots are taken. The rest keeps records on cache lines of their own.
@@ -41,12 +42,17 @@ class LimitStore:
         self.record_words = (OWN + 2 * workers + 7) // 8 * 8
         self._memory = mmap.mmap(-1, (HEAD_WORDS + slots * self.record_words) * WORD_BYTES)
         self.words = memoryview(self._memory).cast("q")
+        self._record = Struct(f"{OWN - UPDATED + 2 * workers}q")
         self._locks = os.memfd_create("upshift-limits") if workers > 1 else None
         self._known: dict[bytes, int] = {}
 
     def base(self, slot: int) -> int:
         """Where the slot's record begins in `words`."""
         return HEAD_WORDS + slot * self.record_words
+
+    def record(self, base: int) -> tuple[int, ...]:
+        """The words of the record at `base`, from UPDATED on, read in one piece."""
+        return self._record.unpack_from(self._memory, (base + UPDATED) * WORD_BYTES)
 
     def slot_of(self, digest: bytes) -> int:
         """The slot of a key by its SHA-256, the same in every worker, taken when first asked for. Raises StoreFull."""

@@ -6,7 +6,6 @@ Neighbours: relay.py (fills a Record), metrics.py, log.py.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from time import perf_counter
 
 from backends.base import Operation, Usage
@@ -23,13 +22,10 @@ from routing.ticket import Ticket
 logger = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
 class Record:
     """One request while it runs. Times are `perf_counter` seconds; `model` and `backend` are configured names only."""
 
-    operation: Operation
-    request_id: str
-    started: float
+    # What has not happened yet stays with the class: setting all of it for each request cost a microsecond.
     key: str = ""
     model: str = UNKNOWN_MODEL
     backend: str = ""
@@ -49,6 +45,11 @@ class Record:
     arrived: float = 0.0
     dispatched: float | None = None
     ticket: Ticket | None = None
+
+    def __init__(self, operation: Operation, request_id: str, started: float) -> None:
+        self.operation = operation
+        self.request_id = request_id
+        self.started = started
 
 
 class Journal:

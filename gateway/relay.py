@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from time import perf_counter
 
-from backends.base import BackendResponse, InferenceRequest
+from backends.base import BackendResponse, InferenceRequest, Usage
 from backends.errors import (
     BackendError,
     BackendOverloaded,
@@ -18,13 +18,13 @@ from backends.errors import (
     BackendTimeout,
     BackendUnavailable,
 )
-from backends.sse import UsageSniffer
+from backends.sse import UsageSniffer, usage_of
 from config.schema import ServerSettings
 from gateway import intake
 from gateway.auth import Principal, check_model, salt_of
 from gateway.call import Call
 from gateway.door import Door, Reserved
-from gateway.errors import BodyTimeout, ClientGone, ShuttingDown, answer
+from gateway.errors import BodyTimeout, ClientGone, ShuttingDown, SignerUnknown, answer
 from gateway.events import WholeEvents
 from gateway.farewell import tell
 from gateway.head import SSE_HEADERS, answer_head, tell_position
@@ -95,7 +95,10 @@ class _Exchange:
     async def run(self, door: Door, router: Router, headers: Headers) -> None:
         """Raises what went wrong; returns when the whole answer has been handed to the connection."""
         record, call = self.record, self._call
-        principal = await door.let_in(call, headers)
+        try:
+            principal = door.let_in(call, headers)
+        except SignerUnknown:
+            principal = await door.ask_issuer(call)
         record.key = principal.name
         intake.check_headers(headers, self._settings.max_body_bytes)
         if call.more_body:
@@ -110,7 +113,10 @@ class _Exchange:
         check_model(principal, model)
         cap = request.max_output_tokens
         estimate = estimate_tokens(record.bytes_in, cap, request.choices, DEFAULT_OUTPUT_TOKENS)
-        self._reservation = await door.reserve(principal, estimate, model)
+        if door.shared is None:
+            self._reservation = door.limiter.reserve(principal, estimate, model)
+        else:
+            self._reservation = await door.shared.reserve(principal, estimate, model)
         record.overhead_seconds = perf_counter() - arrived
         try:
             session = headers.get(b"x-session-id", b"")
@@ -124,8 +130,10 @@ class _Exchange:
 
     def settle(self) -> None:
         """Corrects what was reserved to what the request took: as the engine reported it, or nothing where no answer
-        began. A stream that says nothing about it has about one token in each event."""
+        began. A stream that says nothing about it, or was cut before, has about one token in each event."""
         reservation, record = self._reservation, self.record
+        if record.usage is None and self._pace is not None and record.first_byte is not None:
+            record.usage = Usage(estimate_tokens(record.bytes_in, 0, 1, 0), self._pace.tokens)
         if reservation is None:
             return
         if record.usage is not None:
@@ -133,8 +141,7 @@ class _Exchange:
         elif record.first_byte is None:
             reservation.settle(0, served=not isinstance(record.error, _UNSERVED))
         else:
-            prompt_tokens = estimate_tokens(record.bytes_in, 0, 1, 0)
-            reservation.settle(prompt_tokens + self._pace.events if self._pace is not None else None)
+            reservation.settle(None)
 
     def _decode(self, headers: Headers, principal: Principal) -> InferenceRequest:
         limit = self._settings.max_body_bytes
@@ -163,33 +170,34 @@ class _Exchange:
         record.dispatched = routed.dispatched_at
         record.backend = routed.upstream.backend.name
         record.reason = routed.reason
-        sniffer = UsageSniffer()
-        whole = False
         try:
             if response.body is not None:
-                sniffer.feed(response.body)
+                record.usage = usage_of(response.body)
                 last = self._one_piece(response, response.body)
             else:
-                self.is_sse = response.content_type.startswith(b"text/event-stream")
-                if call.response_started and not self.is_sse:
-                    raise BackendProtocolError("It answered a stream with something else.", backend=record.backend)
-                call.expect(self._settings.idle_timeout_seconds, self._too_late)
-                last = await (self._stream if self.is_sse else self._pieces)(response, sniffer)
-            # Nothing may cut what is complete.
-            call.settle()
+                last = await self._chunks(response)
             record.status = response.status
-            whole = True
-            routed.succeeded(record.first_token, self._pace.events if self._pace is not None else 0)
+            routed.succeeded(record.first_token, self._pace.tokens if self._pace is not None else 0)
         except BackendError as error:
             routed.failed(error)
             raise
         finally:
-            # The one release: it returns or aborts the upstream connection, which frees the slot and stops the engine.
-            # An abort is shielded: cancelled in the middle, it would leave an engine computing for nobody.
-            record.usage = sniffer.usage
+            # Nothing may cut what is complete.
             call.settle()
-            await (routed.aclose() if whole else asyncio.shield(routed.aclose()))
+            # The one release: it returns or aborts the upstream connection, which frees the slot and stops the engine.
+            routed.close()
         call.finish(last)
+
+    async def _chunks(self, response: BackendResponse) -> bytes:
+        self.is_sse = response.content_type.startswith(b"text/event-stream")
+        if self._call.response_started and not self.is_sse:
+            raise BackendProtocolError("It answered a stream with something else.", backend=self.record.backend)
+        self._call.expect(self._settings.idle_timeout_seconds, self._too_late)
+        sniffer = UsageSniffer()
+        try:
+            return await (self._stream if self.is_sse else self._pieces)(response, sniffer)
+        finally:
+            self.record.usage = sniffer.usage
 
     async def _stream(self, response: BackendResponse, sniffer: UsageSniffer) -> bytes:
         record, call, events = self.record, self._call, WholeEvents()
@@ -209,7 +217,7 @@ class _Exchange:
                 record.bytes_out += len(ready)
                 if record.first_byte is None:
                     self._note_first_byte(arrived)
-                pace.note(ready, arrived, events.done)
+                pace.note(ready, arrived)
                 if call.paused:
                     await call.drain()
                     call.progress()

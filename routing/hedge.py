@@ -65,4 +65,4 @@ async def _let_go(tasks: Sequence[asyncio.Future[Routed]]) -> None:
         task.cancel()
     for outcome in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(outcome, Routed):
-            await outcome.aclose()
+            outcome.close()

@@ -17,17 +17,18 @@ _ALIVE = (Obstacle.NONE, Obstacle.FULL, Obstacle.RESTING)
 
 
 def first_token_seconds(signals: Signals) -> list[float]:
-    """For each upstream how long a stream that begins now would wait for its first token: as lately, longer the fuller
-    it is (as Finagle's peak EWMA), and behind what waits in its engine. 0.0 where nothing is known: that is how to
-    find out."""
+    """For each upstream how long a stream that begins now would wait for its first token: as lately, longer in a larger
+    crowd than that was measured in and shorter in a smaller one (as Finagle's peak EWMA), and behind what waits in its
+    engine. 0.0 where nothing is known: that is how to find out."""
     now = signals.now
     found = []
     for upstream in signals.upstreams:
-        first, _, service, measured_at = upstream.pace
+        first, _, service, measured_at, crowd = upstream.pace
         seconds = first if first is not None else service or 0.0
         if now - measured_at > 1:
             seconds *= exp(_HALVING * (measured_at - now))
-        seconds *= 1 + upstream.share
+        # Without this the one that got slow under a load was thought to be slow without it.
+        seconds *= (upstream.in_flight + 1) / crowd
         if upstream.outstanding >= upstream.slots:
             seconds += (upstream.outstanding + 1 - upstream.slots) / upstream.slots * (service or 0.0)
         found.append(seconds)

@@ -64,7 +64,7 @@ class Router:
         """Returns once an upstream has answered with headers; others are asked before that where one fails. Raises
         RoutingError or the last upstream's BackendError; after an error or a cancellation nothing is left in flight."""
         ticket = ticket or Ticket()
-        lane = self.lanes[self.catalog.resolve(request.model).model]
+        lane = self.lanes.get(request.model) or self.lanes[self.catalog.resolve(request.model).model]
         lane.budget.earn()
         hedge_seconds = lane.plan.retry.hedge_after_seconds
         try:
@@ -91,7 +91,7 @@ async def _attempt(lane: Lane, request: InferenceRequest, ticket: Ticket) -> Rou
         upstream, reason = await lane.admission.enter(lane.ask(request, ticket), ticket)
     ticket.upstream = upstream
     ticket.attempts += 1
-    dispatched_at = perf_counter()
+    dispatched_at, in_flight = perf_counter(), upstream.in_flight
     try:
         response = await upstream.backend.send(request)
     except BaseException as error:
@@ -107,4 +107,4 @@ async def _attempt(lane: Lane, request: InferenceRequest, ticket: Ticket) -> Rou
         raise
     if not upstream.breaker.clear:
         upstream.breaker.succeeded(perf_counter())
-    return Routed(response, upstream, reason, dispatched_at, lane)
+    return Routed(response, upstream, reason, dispatched_at, in_flight, lane)

@@ -138,11 +138,14 @@ class Upstream:
         self._restarts = self.restarts
         self.breaker.failed(now)
 
-    def answered(self, now: float, service_seconds: float, first_token_seconds: float | None, events: int) -> None:
-        """A whole answer has come; a stream of `events` tells when its first token came."""
+    def answered(
+        self, now: float, service_seconds: float, first_token_seconds: float | None, tokens: int, in_flight: int
+    ) -> None:
+        """A whole answer has come, which was one of `in_flight` when it was sent; a stream of `tokens` tells when its
+        first token came."""
         if self.breaker.doubted:
             self.breaker.succeeded(now)
-        self._pace = self._pace.with_answer(now, service_seconds, first_token_seconds, events)
+        self._pace = self._pace.with_answer(now, service_seconds, first_token_seconds, tokens, in_flight)
         self._seen = None
         if self.adaptive is not None and first_token_seconds is not None:
             self.adaptive.answered(now, first_token_seconds, self._in_flight)

@@ -153,7 +153,7 @@ class _Playing:
                 await _wait_or_raise(step, self._backend.name)
         self._ended = True
 
-    async def close(self) -> None:
+    def close(self) -> None:
         if self._closed:
             return
         self._closed = True

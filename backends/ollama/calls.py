@@ -71,13 +71,13 @@ class OllamaCalls:
                 try:
                     raise _error(response.status, await response.read(MAX_ERROR_BODY_BYTES))
                 finally:
-                    await response.aclose()
+                    response.close()
         except BackendError as error:
             error.backend = self.name
             raise
         content_type = b"text/event-stream" if request.stream else b"application/json"
         chunks = _Translated(response, OllamaAnswer(request, int(time.time())))
-        return BackendResponse(200, content_type, None, chunks, response.aclose)
+        return BackendResponse(200, content_type, None, chunks, response.close)
 
 
 class _Translated:

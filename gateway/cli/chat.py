@@ -113,7 +113,7 @@ class Chat:
                     pieces.append(piece)
                     write(piece)
             finally:
-                await response.aclose()
+                response.close()
         except BackendError as error:
             raise ChatFailed(error.message) from error
         finally:

@@ -172,7 +172,7 @@ async def fetch(client: HttpClient, body: bytes = b"") -> bytes:
     try:
         return await fetch_rest(response)
     finally:
-        await response.aclose()
+        response.close()
 
 
 async def fetch_rest(response: HttpResponse) -> bytes:

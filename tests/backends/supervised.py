@@ -91,7 +91,7 @@ async def ask(process: EngineProcess, method: str, path: str) -> int:
     client = HttpClient(process.address)
     try:
         response = await client.request(method, path)
-        await response.aclose()
+        response.close()
     finally:
         await client.aclose()
     return response.status

@@ -34,7 +34,7 @@ async def test_engine_of_somebody_else_answers_and_outlives_its_borrower(make: M
     assert (borrowed.name, borrowed.state, borrowed.progress, borrowed.failure) == ("gguf", BackendState.READY, 1.0, "")
     response = await borrowed.send(REQUEST)
     assert await body_of(response) == b'{"ok": true}'
-    await response.aclose()
+    response.close()
     await borrowed.stop()
     await borrowed.stop()
     assert process.state is BackendState.READY

@@ -53,7 +53,7 @@ async def whole(subject: Subject, request: InferenceRequest) -> bytes:
         try:
             return await body_of(response)
         finally:
-            await response.aclose()
+            response.close()
 
 
 def events(body: bytes) -> list[dict[str, Any]]:
@@ -74,7 +74,7 @@ async def test_whole_answer_has_text_reason_and_usage(subject: Subject) -> None:
     response = await subject.backend.send(ask())
     assert (response.status, response.content_type.partition(b";")[0]) == (200, b"application/json")
     answer = json.loads(await body_of(response))
-    await response.aclose()
+    response.close()
     (choice,) = answer["choices"]
     assert choice["message"]["role"] == "assistant"
     assert choice["message"]["content"]
@@ -90,7 +90,7 @@ async def test_stream_says_what_the_whole_answer_says(subject: Subject) -> None:
     response = await subject.backend.send(ask(stream=True, stream_options=options))
     assert response.content_type.partition(b";")[0] == b"text/event-stream"
     body = await body_of(response)
-    await response.aclose()
+    response.close()
     found = events(body)
     choices = [choice for event in found for choice in event["choices"]]
     assert (
@@ -131,8 +131,8 @@ async def test_cap_on_the_answer_holds(subject: Subject) -> None:
 async def test_client_that_leaves_a_stream_ends_the_work(subject: Subject) -> None:
     response = await subject.backend.send(long(subject, stream=True))
     await anext(response.chunks)
-    await response.aclose()
-    await response.aclose()
+    response.close()
+    response.close()
     await is_idle(subject)
     assert json.loads(await whole(subject, ask()))["choices"]
 
@@ -149,7 +149,7 @@ async def test_call_that_is_cancelled_ends_the_work(subject: Subject) -> None:
         call.cancel()
     for result in await asyncio.gather(*calls, return_exceptions=True):
         if isinstance(result, BackendResponse):  # it was done before it was cancelled
-            await result.aclose()
+            result.close()
         else:
             assert isinstance(result, asyncio.CancelledError)
     await is_idle(subject)
@@ -171,7 +171,7 @@ async def test_reader_that_is_slow_misses_nothing(subject: Subject) -> None:
     first = await anext(slow.chunks)
     assert json.loads(await whole(subject, ask()))["choices"]
     rest = b"".join([chunk async for chunk in slow.chunks])
-    await slow.aclose()
+    slow.close()
     choices = [choice for event in events(first + rest) for choice in event["choices"]]
     assert [choice["finish_reason"] for choice in choices if choice.get("finish_reason")] != []
 
@@ -216,7 +216,7 @@ async def test_engine_that_is_killed_ends_no_stream_cleanly(kind: str, tmp_path:
         await subject.kill()
         with pytest.raises(BackendProtocolError):
             await _to_the_end(response)
-        await response.aclose()
+        response.close()
         async with asyncio.timeout(LIMIT_SECONDS):
             while subject.backend.state is BackendState.READY:  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.01)

@@ -46,7 +46,7 @@ async def _body(response: BackendResponse) -> bytes:
     try:
         return await body_of(response)
     finally:
-        await response.aclose()
+        response.close()
 
 
 async def test_request_is_answered_by_the_engine(make: Make) -> None:

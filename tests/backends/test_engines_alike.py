@@ -89,7 +89,7 @@ async def answer(backend: OpenAIBackend, request: InferenceRequest) -> Any:
         assert (response.status, response.content_type.partition(b";")[0]) == (200, b"application/json")
         return json.loads(await body_of(response))
     finally:
-        await response.aclose()
+        response.close()
 
 
 async def reaches(condition: Callable[[], bool]) -> None:
@@ -184,5 +184,5 @@ async def test_more_than_it_takes_is_refused_for_now(backend: OpenAIBackend, end
         answered = await asyncio.gather(*calls, return_exceptions=True)
         for response in answered:
             if isinstance(response, BackendResponse):
-                await response.aclose()
+                response.close()
     await reaches(lambda: endpoint.load() == 0)

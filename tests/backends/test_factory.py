@@ -39,7 +39,7 @@ async def test_endpoint_gets_the_body_unchanged_and_is_let_go_of_at_the_end() ->
         request = InferenceRequest(Operation.CHAT, "far", b'{"model" : "far"}', False, "request-1")
         response = await backend.send(request)
         assert await body_of(response) == b'{"data": [{"id": "far"}]}'
-        await response.aclose()
+        response.close()
         await backend.stop()
         await backend.stop()
         assert backend.state is BackendState.STOPPED
@@ -83,7 +83,7 @@ async def test_real_engine_answers_to_name_and_alias_and_ends(tiny_model: Path) 
             body = b'{"model": "%b", "prompt": "a", "max_tokens": 2}' % name.encode()
             response = await backend.send(InferenceRequest(Operation.COMPLETION, name, body, False, "request-1"))
             assert b'"completion_tokens"' in await body_of(response)
-            await response.aclose()
+            response.close()
     finally:
         await backend.stop()
     assert backend.state is BackendState.STOPPED

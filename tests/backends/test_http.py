@@ -46,7 +46,7 @@ async def test_request_is_sent_whole_and_its_answer_read(over: Transport) -> Non
         host = "localhost" if over == "unix" else peer.address.partition("//")[2]
         head = f"POST /v1/x HTTP/1.1\r\nhost: {host}\r\nx-request-id: req-1\r\ncontent-length: 7\r\n\r\n"
         assert await response.read(10_000) == head.encode() + b'{"a":1}'
-        await response.aclose()
+        response.close()
         await client.aclose()
 
 
@@ -59,7 +59,7 @@ async def test_get_has_no_content_length() -> None:
         client = HttpClient(peer.address)
         response = await client.request("GET", "/health")
         assert await response.read(10_000) == b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
-        await response.aclose()
+        response.close()
         await client.aclose()
 
 
@@ -94,7 +94,7 @@ async def test_body_is_read_however_it_is_framed_and_cut(message: bytes, body: b
         response = await client.request("GET", "/")
         assert b"link" not in dict(response.headers)
         assert await response.read(100) == body
-        await response.aclose()
+        response.close()
         assert await fetch(client) == body
         assert peer.connections == 1
         await client.aclose()
@@ -137,7 +137,7 @@ async def test_events_are_handed_on_as_they_come_and_together_when_the_reader_is
         assert await anext(chunks) == b"a\n"
         read.set()
         assert [chunk async for chunk in chunks] == [b"b\nc\n"]
-        await response.aclose()
+        response.close()
         await client.aclose()
 
 
@@ -146,7 +146,7 @@ async def test_redirect_is_not_followed() -> None:
         client = HttpClient(peer.address)
         response = await client.request("GET", "/")
         assert response.status == 302
-        await response.aclose()
+        response.close()
         await client.aclose()
 
 
@@ -185,7 +185,7 @@ async def test_stalled_body_times_out_after_what_was_read() -> None:
         assert await anext(chunks) == b"abc"
         with pytest.raises(BackendTimeout, match=r"No data within 0\.02 s"):
             await anext(chunks)
-        await response.aclose()
+        response.close()
         await client.aclose()
 
 
@@ -208,7 +208,7 @@ async def test_slow_reader_does_not_time_out() -> None:
             await fetch(client)
         over.set()
         assert await fetch_rest(slow) == b"def"
-        await slow.aclose()
+        slow.close()
         await client.aclose()
 
 
@@ -241,7 +241,7 @@ async def test_slow_reader_stops_the_server_and_loses_nothing(size: int) -> None
         assert sent_bytes < 2 * MIB
         assert response.held_bytes < HIGH_WATER_BYTES + 3 * MIB
         assert sum([len(chunk) async for chunk in response.chunks]) == count * size
-        await response.aclose()
+        response.close()
         await client.aclose()
 
 

@@ -49,7 +49,7 @@ async def test_callers_are_served_in_the_order_they_came() -> None:
         client = peer.client(max_connections=1)
         first = await client.request("GET", "/")
         tasks = await asked(client, 5)
-        await first.aclose()
+        first.close()
         await fetch(client, b"late")
         await asyncio.gather(*tasks)
         assert order == [b"", b"0", b"1", b"2", b"3", b"4", b"late"]
@@ -65,7 +65,7 @@ async def test_waiting_ends_with_the_connect_timeout_and_names_the_cap() -> None
             with pytest.raises(BackendUnavailable, match=r"within 0\.02 s: all 2 allowed are in use"):
                 await fetch(client)
         for response in responses:
-            await response.aclose()
+            response.close()
         assert await asyncio.gather(*(fetch(client, b"x") for _ in range(4))) == [b"x"] * 4
         assert peer.connections == 2
         await client.aclose()
@@ -87,11 +87,11 @@ async def test_place_of_an_ended_connection_goes_to_the_next_who_still_waits(end
         waiting = await asked(client, 3)
         waiting[0].cancel()
         if ended != "closed-by-server":
-            await first.aclose()
+            first.close()
         assert [await task for task in waiting[1:]] == [b"1", b"2"]
         assert waiting[0].cancelled()
         assert peer.connections == (1 if ended == "released" else 2)
-        await first.aclose()
+        first.close()
         await client.aclose()
 
 
@@ -109,7 +109,7 @@ async def test_what_crosses_a_cancelling_goes_to_the_next(gets: str, rounds: int
         client = peer.client(max_connections=1)
         first = await client.request("GET", "/")
         waiting = await asked(client, 2)
-        await first.aclose()  # hands the connection on at once, or its place once it is gone
+        first.close()  # hands the connection on at once, or its place once it is gone
         for _ in range(rounds):
             await asyncio.sleep(0)
         waiting[0].cancel()
@@ -183,7 +183,7 @@ async def test_closing_the_client_sends_those_away_who_wait() -> None:
         for outcome in await asyncio.gather(*waiting, return_exceptions=True):
             assert isinstance(outcome, BackendUnavailable)
             assert "closed" in str(outcome)
-        await first.aclose()
+        first.close()
 
 
 async def test_cap_below_one_is_refused() -> None:

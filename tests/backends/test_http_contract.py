@@ -76,7 +76,7 @@ async def call(client: HttpClient, path: str, body: bytes = b"", *headers: tuple
         try:
             return response.status, await fetch_rest(response)
         finally:
-            await response.aclose()
+            response.close()
 
 
 async def counter(client: HttpClient, name: str) -> int:
@@ -125,7 +125,7 @@ async def test_get_needs_no_body(make: Make) -> None:
     client = make()
     response = await client.request("GET", "/count")
     assert "offered" in json.loads(await response.read(1000))
-    await response.aclose()
+    response.close()
 
 
 async def test_large_bodies_pass_both_ways_at_once(make: Make) -> None:
@@ -179,7 +179,7 @@ async def test_connection_the_server_ends_is_not_used_again(make: Make) -> None:
     for _ in range(3):
         response = await client.request("POST", "/last", (), b"hello")
         assert await response.read(10) == b"hello"
-        await response.aclose()
+        response.close()
         # nginx keeps its own connections, whatever the server behind it says.
         assert bool(client._pool._idle) == ((b"connection", b"close") not in response.headers)
 
@@ -215,7 +215,7 @@ async def test_leaving_tells_the_server(make: Make, path: str) -> None:
     else:
         response = await task
         await anext(response.chunks)
-        await response.aclose()
+        response.close()
     await until(lambda: grown(other, "left", left))
     assert connections(client) == []
     with pytest.raises((asyncio.CancelledError, BackendProtocolError)):
@@ -265,7 +265,7 @@ async def test_slow_reader_stops_a_server_that_offers_a_gigabyte(make: Make) -> 
         if taken > 16 * MIB:
             break
     assert most - before < 8 * MIB
-    await response.aclose()
+    response.close()
 
 
 async def test_upload_that_nobody_reads_takes_no_more_memory_than_itself(make: Make) -> None:

@@ -26,7 +26,7 @@ async def ask(client: HttpClient) -> tuple[bytes, BackendProtocolError | None]:
             async for chunk in response.chunks:
                 body += chunk
         finally:
-            await response.aclose()
+            response.close()
     except BackendProtocolError as error:
         return body, error
     return body, None
@@ -149,7 +149,7 @@ async def test_long_stream_is_no_flood() -> None:
         connection.data_received(b"00001\r\n")
         connection.data_received(b"x\r\n")
         assert await anext(response.chunks) == b"x"
-    await response.aclose()
+    response.close()
 
 
 # -- a kept connection that has gone stale ----------------------------------------------------------------------------
@@ -232,6 +232,6 @@ async def test_faulty_answer_does_not_leak_into_the_next() -> None:
         client = HttpClient(peer.address)
         response = await client.request("POST", "/", (), b"{}")
         assert await response.read(3) == b"hel"
-        await response.aclose()
+        response.close()
         assert await ask(client) == (b"good", None)
         await client.aclose()

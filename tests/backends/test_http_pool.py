@@ -129,8 +129,8 @@ async def test_closing_before_the_end_stops_the_server() -> None:
         client = HttpClient(peer.address)
         response = await client.request("GET", "/")
         assert await anext(aiter(response.chunks))
-        await response.aclose()
-        await response.aclose()
+        response.close()
+        response.close()
         await stopped.wait()
         with pytest.raises(BackendProtocolError, match="closed before its end"):
             await fetch_rest(response)
@@ -154,7 +154,7 @@ async def test_cancelling_closes_the_connection(answered: bool) -> None:
         try:
             await fetch_rest(response)
         finally:
-            await response.aclose()
+            response.close()
 
     async with serve(script) as peer:
         client = HttpClient(peer.address)
@@ -186,5 +186,5 @@ async def test_closed_client_ends_everything_and_refuses_more() -> None:
             await reader
         with pytest.raises(BackendUnavailable, match="closed"):
             await client.request("GET", "/")
-        await response.aclose()
+        response.close()
         await client.aclose()

@@ -200,7 +200,7 @@ async def test_body_that_ends_with_the_connection_is_whole_after_a_farewell_only
         assert await anext(chunks) == b"hello"
         with pytest.raises(BackendProtocolError, match="cut"):
             await anext(chunks)
-        await response.aclose()
+        response.close()
         await client.aclose()
 
 
@@ -232,7 +232,7 @@ async def test_slow_reader_gets_everything_from_a_server_that_has_gone(framed: b
         for _ in range(20):  # whatever the loop has to say about the end, it says now
             await asyncio.sleep(0)
         assert await fetch_rest(response) == body * 8
-        await response.aclose()
+        response.close()
         await client.aclose()
 
 

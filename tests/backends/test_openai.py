@@ -32,7 +32,7 @@ async def closed_body(response: BackendResponse) -> bytes:
     try:
         return await body_of(response)
     finally:
-        await response.aclose()
+        response.close()
 
 
 async def refusal_of(script: Script) -> BackendError:
@@ -121,7 +121,7 @@ async def test_stream_is_passed_on_as_it_comes() -> None:
         assert await anext(chunks) == b"data: 1\n"
         more.set()
         assert [chunk async for chunk in chunks] == [b"\n"]
-        await response.aclose()
+        response.close()
         await client.aclose()
 
 

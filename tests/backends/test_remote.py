@@ -60,7 +60,7 @@ async def ask(backend: RemoteBackend) -> bytes:
     try:
         return await body_of(response)
     finally:
-        await response.aclose()
+        response.close()
 
 
 async def test_endpoint_that_serves_the_model_is_ready() -> None:
@@ -139,7 +139,7 @@ async def test_hanging_endpoint_gives_back_who_waits_for_a_first_byte_and_nobody
             await ask(backend)
         assert caught.value.retryable
         assert (await body_of(begun)).endswith(b"data: [DONE]\n\n")
-        await begun.aclose()
+        begun.close()
 
 
 async def test_kernel_is_told_to_notice_that_a_host_is_gone() -> None:
@@ -167,7 +167,7 @@ async def test_stopping_ends_what_runs_and_is_final() -> None:
         await backend.stop()
         with pytest.raises(BackendProtocolError):
             await body_of(response)
-        await response.aclose()
+        response.close()
         await until(lambda: replica.running == 0)
         with pytest.raises(BackendUnavailable):
             await ask(backend)

@@ -95,7 +95,7 @@ async def test_an_engine_that_nobody_uses_is_stopped_until_somebody_wakes_it(mak
     await backend.wait_ready(LIMIT_SECONDS)
     assert (backend.asleep, backend.restarts) == (False, 0)
     response = await backend.send(_request())
-    await response.aclose()
+    response.close()
 
 
 async def test_one_that_is_used_or_may_not_go_stays(make: Make, residency: Residency) -> None:

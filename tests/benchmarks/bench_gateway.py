@@ -49,16 +49,17 @@ class InstantBackend:
 
     async def send(self, request: InferenceRequest) -> BackendResponse:
         """The whole answer, or 64 events one by one."""
-        kind = b"text/event-stream" if request.stream else b"application/json"
-        return BackendResponse(200, kind, None if request.stream else len(ANSWER), _chunks(request.stream), _nothing)
+        if request.stream:
+            return BackendResponse(200, b"text/event-stream", None, _events(), _nothing)
+        return BackendResponse(200, b"application/json", len(ANSWER), _events(), _nothing, ANSWER)
 
 
-async def _chunks(stream: bool) -> AsyncIterator[bytes]:
-    for chunk in EVENTS if stream else (ANSWER,):
-        yield chunk
+async def _events() -> AsyncIterator[bytes]:
+    for event in EVENTS:
+        yield event
 
 
-async def _nothing() -> None:
+def _nothing() -> None:
     return
 
 

@@ -8,7 +8,6 @@ Budgets are in units of the baseline, so that they hold on machines of any speed
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import statistics
 import sys
@@ -40,6 +39,7 @@ from routing.policy import decide, plan_for
 from routing.ticket import Ticket
 from routing.upstream import Upstream, UpstreamPool
 from tests.benchmarks.bench_gateway import ANSWER, EVENTS, MESSAGES, InstantBackend
+from tests.gateway.running import all_served
 
 BODY = json.dumps({"model": "instant", "messages": MESSAGES, "max_tokens": 64}).encode()
 STREAMED = json.dumps({"model": "instant", "messages": MESSAGES, "stream": True}).encode()
@@ -134,7 +134,8 @@ def steps() -> dict[str, Callable[[], object]]:
         check_headers(headers, 1 << 20)
 
     def settle() -> None:
-        record = Record(Operation.CHAT, "req-0123456789abcdef-1", time.perf_counter(), "instant", "instant", "only")
+        record = Record(Operation.CHAT, "req-0123456789abcdef-1", time.perf_counter())
+        record.key, record.model, record.backend, record.reason = "alice", "instant", "instant", "only"
         record.status, record.first_byte, record.bytes_in, record.bytes_out = 200, record.started, 400, 600
         journal.settle(record)
 
@@ -203,7 +204,7 @@ async def whole(body: bytes, connections: int = 16, turns: int = 40) -> float:
     async def once() -> None:
         for connection in made:
             connection.data_received(sent)
-        await asyncio.gather(*state.tasks)
+        await all_served(state)
 
     ratios = []
     for _ in range(15):
@@ -212,6 +213,8 @@ async def whole(body: bytes, connections: int = 16, turns: int = 40) -> float:
             await once()
         took = time.process_time() - began
         ratios.append(took / seconds(baseline, turns * connections))
+    for connection in made:
+        connection.connection_lost(None)
     return statistics.median(ratios)
 
 

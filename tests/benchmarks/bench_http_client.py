@@ -78,7 +78,7 @@ async def ours(address: str) -> AsyncIterator[Call]:
         try:
             return sum([len(chunk) async for chunk in response.chunks])
         finally:
-            await response.aclose()
+            response.close()
 
     try:
         yield call

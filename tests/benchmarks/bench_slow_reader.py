@@ -54,7 +54,7 @@ async def count(client: HttpClient, name: str) -> int:
     try:
         return int(json.loads(await response.read(1000))[name])
     finally:
-        await response.aclose()
+        response.close()
 
 
 async def measure(address: str, ca_file: str, total_bytes: int) -> tuple[float, ...]:
@@ -74,7 +74,7 @@ async def measure(address: str, ca_file: str, total_bytes: int) -> tuple[float, 
         most = max(most, resident_mib())
         await asyncio.sleep(0.001)
     assert taken == total_bytes
-    await response.aclose()
+    response.close()
     seconds = time.perf_counter() - began
     sent_before = sent_most = resident_mib()
     upload = asyncio.create_task(client.request("POST", "/silent", (), UPLOAD))

@@ -6,7 +6,6 @@ Run as `python -m tests.benchmarks.bench_tls`; takes about ten seconds.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import ssl
 import tempfile
@@ -29,6 +28,7 @@ from gateway.tls_link import ClientLink, over_tls
 from tests.backends.certificates import trusting, write_files
 from tests.benchmarks.bench_gateway import InstantBackend
 from tests.benchmarks.bench_hot_path import BODY, STREAMED, CountingTransport, request
+from tests.gateway.running import all_served
 
 CONNECTIONS, TURNS, ROUNDS = 16, 10, 40
 
@@ -82,7 +82,7 @@ async def cpu_seconds(state: ServerState, deliver: Callable[[], None]) -> float:
     """Of the gateway, for what `deliver` brings."""
     began = time.process_time()
     deliver()
-    await asyncio.gather(*state.tasks)
+    await all_served(state)
     return time.process_time() - began
 
 

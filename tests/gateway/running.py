@@ -68,8 +68,7 @@ class Gateway:
     async def settled(self) -> None:
         """Returns when no request is running any more."""
         async with asyncio.timeout(5):
-            while self.state.tasks:
-                await asyncio.wait(self.state.tasks)
+            await all_served(self.state)
 
     async def ready(self) -> None:
         """Returns when every upstream is."""
@@ -121,6 +120,12 @@ class Gateway:
         async with self.connection() as (reader, writer):
             writer.write(sent)
             return await reader.read()
+
+
+async def all_served(state: ServerState) -> None:
+    """Returns when no call is running any more. Their tasks go on: with the next call of the same connection."""
+    while state.tasks:  # noqa: ASYNC110 - uvicorn's own way to wait for them
+        await asyncio.sleep(0)
 
 
 def _labels(sample: str) -> dict[str, str]:

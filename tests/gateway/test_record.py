@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from time import perf_counter
 
 from backends.base import Operation, Usage
@@ -15,8 +14,10 @@ from gateway.record import Journal, Record
 
 
 def finished(**fields: object) -> Record:
-    record = Record(Operation.CHAT, "r", perf_counter(), model="m", backend="b", reason="only", status=200)
-    return replace(record, **fields)  # type: ignore[arg-type]
+    record = Record(Operation.CHAT, "r", perf_counter())
+    record.model, record.backend, record.reason, record.status = "m", "b", "only", 200
+    vars(record).update(fields)
+    return record
 
 
 async def settle(record: Record) -> tuple[Metrics, dict[str, object]]:

@@ -52,11 +52,11 @@ async def test_who_finds_no_place_waits_for_one() -> None:
     second = asyncio.create_task(the_router.dispatch(REQUEST, ticket))
     await waiting(the_router, 1)
     assert upstream.in_flight == 1
-    await first.aclose()
+    first.close()
     routed = await second
     assert (upstream.in_flight, routed.reason, ticket.attempts) == (1, "only", 1)
     assert ticket.waited_seconds > 0
-    await routed.aclose()
+    routed.close()
     assert (upstream.in_flight, the_router.waiting) == (0, [("m", 0)])
 
 
@@ -68,14 +68,14 @@ async def test_turns_go_from_key_to_key_and_priority_before_all() -> None:
     async def ask(name: str, key: str, tier: str | None = None) -> None:
         routed = await the_router.dispatch(REQUEST, Ticket(key, tier))
         order.append(name)
-        await routed.aclose()
+        routed.close()
 
     asked = [("a0", "a"), ("a1", "a"), ("a2", "a"), ("b0", "b"), ("g0", "g", "gold")]
     async with asyncio.TaskGroup() as group:
         for number, arguments in enumerate(asked, 1):
             group.create_task(ask(*arguments))
             await waiting(the_router, number)
-        await running.aclose()
+        running.close()
     assert order == ["g0", "a0", "b0", "a1", "a2"]
 
 
@@ -95,7 +95,7 @@ async def test_a_full_queue_refuses_with_a_time_that_follows_from_the_load() -> 
             task.cancel()
     await waiting(the_router, 0)
     for routed in running:
-        await routed.aclose()
+        routed.close()
     assert upstream.in_flight == 0
 
 
@@ -107,7 +107,7 @@ async def test_nobody_waits_longer_than_allowed() -> None:
     with pytest.raises(Overloaded):
         await the_router.dispatch(REQUEST, ticket)
     assert (ticket.attempts, ticket.upstream, the_router.waiting) == (0, None, [("m", 0)])
-    await running.aclose()
+    running.close()
 
 
 async def test_a_model_that_loads_is_waited_for_and_then_told_with_its_progress() -> None:
@@ -122,7 +122,7 @@ async def test_a_model_that_loads_is_waited_for_and_then_told_with_its_progress(
     await waiting(patient, 3)
     backend.state = BackendState.READY
     for task in asked:
-        await (await task).aclose()
+        (await task).close()
     assert len(backend.requests) == 3
 
 
@@ -153,11 +153,11 @@ async def test_a_client_that_leaves_while_it_waits_costs_nothing() -> None:
     # And one that leaves in the moment in which it is given a place gives it on.
     leaving, staying = (asyncio.create_task(the_router.dispatch(REQUEST)) for _ in range(2))
     await waiting(the_router, 2)
-    await running.aclose()
+    running.close()
     leaving.cancel()
     routed = await staying
     assert (upstream.in_flight, len(backend.requests)) == (1, 2)
-    await routed.aclose()
+    routed.close()
     assert upstream.in_flight == 0
 
 
@@ -180,9 +180,9 @@ async def test_who_waits_is_told_the_position() -> None:
     async with asyncio.timeout(30):
         await enough.wait()
     assert (set(told[0]), set(told[1])) == ({1}, {2})
-    await running.aclose()
+    running.close()
     for task in tasks:
-        await (await task).aclose()
+        (await task).close()
 
 
 async def test_one_that_waits_for_another_backend_does_not_hold_up_the_rest() -> None:
@@ -194,13 +194,13 @@ async def test_one_that_waits_for_another_backend_does_not_hold_up_the_rest() ->
     await waiting(the_router, 1)
     near = asyncio.create_task(the_router.dispatch(REQUEST, Ticket("near")))
     await waiting(the_router, 2)
-    await held[1].aclose()
+    held[1].close()
     routed = await near
     assert (routed.upstream, far.done()) == (gguf, False)
-    await held[0].aclose()
+    held[0].close()
     assert (await far).upstream is vllm
     for answer in (routed, await far):
-        await answer.aclose()
+        answer.close()
 
 
 OUTCOMES = [None, BackendOverloaded("busy"), BackendProtocolError("reset"), RuntimeError("unforeseen")]
@@ -249,7 +249,7 @@ async def test_nothing_stays_in_flight_whatever_happens(  # noqa: C901 - one sto
             pass
         finally:
             if routed is not None:
-                await routed.aclose()
+                routed.close()
 
     tasks = [asyncio.create_task(ask(number)) for number in range(40)]
     for _ in tasks:

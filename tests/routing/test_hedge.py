@@ -30,7 +30,7 @@ async def test_the_second_one_answers_for_one_that_hangs() -> None:
     routed = await the_router.dispatch(REQUEST, ticket)
     assert (routed.upstream.kind, ticket.attempts, ticket.upstream) == ("vllm", 2, routed.upstream)
     assert (slow.cancelled, in_flight(the_router)) == (1, [0, 1])
-    await routed.aclose()
+    routed.close()
     assert in_flight(the_router) == [0, 0]
 
 
@@ -38,7 +38,7 @@ async def test_one_that_answers_in_time_is_the_only_one_asked() -> None:
     first, second = FakeBackend("gguf"), FakeBackend("vllm")
     the_router = hedging(first, second, after_seconds=60)
     routed = await the_router.dispatch(REQUEST)
-    await routed.aclose()
+    routed.close()
     assert (routed.upstream.kind, second.requests) == ("gguf", [])
 
 
@@ -51,7 +51,7 @@ async def test_the_first_one_may_still_win() -> None:
     hold.set()
     routed = await asking
     assert (routed.upstream.kind, slower.cancelled, in_flight(the_router)) == ("gguf", 1, [1, 0])
-    await routed.aclose()
+    routed.close()
 
 
 async def test_a_client_that_leaves_ends_both() -> None:

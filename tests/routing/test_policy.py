@@ -66,6 +66,14 @@ def test_policy_orders_the_kinds_and_says_why(
     assert decision(policy, gguf, vllm) == expected
 
 
+def test_what_was_slow_under_load_is_not_slow_without() -> None:
+    was_busy = seen(pace=Pace(0.9, 0.1, 2, 1000, 30.0))
+    vllm = seen(VLLM, 1, pace=Pace(0.2, 0.1, 2, 1000, 2.0))
+    assert decision("fastest", was_busy, vllm)[0] == (0, 1)
+    busy_again = seen(outstanding=10, pace=Pace(0.9, 0.1, 2, 1000, 30.0))
+    assert decision("fastest", busy_again, vllm)[0] == (1, 0)
+
+
 def test_a_slow_upstream_is_tried_again_after_a_while() -> None:
     slow, usual = seen(pace=Pace(5.0, 0.1, 9, 1000)), seen(VLLM, pace=Pace(0.5, 0.1, 2, 1000))
     assert decision("fastest", slow, usual)[0] == (1, 0)
@@ -147,7 +155,14 @@ UPSTREAMS = st.lists(
         st.integers(0, 300),
         st.sampled_from(Obstacle),
         slots=st.sampled_from([1.0, 4.0, 256.0, float("inf")]),
-        pace=st.builds(Pace, st.none() | st.floats(0, 10), st.none(), st.none() | st.floats(0, 60), st.just(990.0)),
+        pace=st.builds(
+            Pace,
+            st.none() | st.floats(0, 10),
+            st.none(),
+            st.none() | st.floats(0, 60),
+            st.just(990.0),
+            st.floats(1, 64),
+        ),
         lacks=st.sampled_from([frozenset(), frozenset({"images"})]),
         seed=st.integers(0, 2**30 - 1),
     ),

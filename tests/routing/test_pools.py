@@ -71,4 +71,4 @@ def test_a_limit_that_is_found_out_moves_with_the_answers() -> None:
 
 def _answer(upstream: Upstream, first_token_seconds: float) -> None:
     upstream.in_flight = int(upstream.limit)
-    upstream.answered(100.0, first_token_seconds + 1, first_token_seconds, 5)
+    upstream.answered(100.0, first_token_seconds + 1, first_token_seconds, 5, upstream.in_flight)

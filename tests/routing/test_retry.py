@@ -51,7 +51,7 @@ async def test_a_retryable_failure_is_answered_by_the_other_backend(error: Backe
     routed = await the_router.dispatch(REQUEST, ticket)
     assert (routed.upstream.kind, routed.reason, ticket.attempts) == ("vllm", "failover", 2)
     assert (len(gguf.requests), len(vllm.requests)) == (1, 1)
-    await routed.aclose()
+    routed.close()
     assert [upstream.in_flight for upstream in the_router.lanes["m"].pool.upstreams] == [0, 0]
 
 
@@ -69,7 +69,7 @@ async def test_a_prompt_too_long_for_one_kind_goes_to_the_other_kind_only() -> N
     the_router = router(Upstream(first), Upstream(second), Upstream(vllm))
     routed = await the_router.dispatch(REQUEST)
     assert (routed.reason, len(first.requests) + len(second.requests), len(vllm.requests)) == ("capability", 1, 1)
-    await routed.aclose()
+    routed.close()
     both = router(Upstream(Failing("gguf", error)), Upstream(Failing("vllm", error)))
     with pytest.raises(ContextLengthExceeded):
         await both.dispatch(REQUEST)
@@ -85,7 +85,7 @@ async def test_a_request_that_resets_connections_is_sent_twice_at_most() -> None
 async def test_an_only_server_that_refuses_connections_is_asked_again() -> None:
     backend = Failing("vllm", BackendUnavailable("refused"), BackendUnavailable("refused"))
     ticket = Ticket()
-    await (await router(Upstream(backend)).dispatch(REQUEST, ticket)).aclose()
+    (await router(Upstream(backend)).dispatch(REQUEST, ticket)).close()
     assert ticket.attempts == 3
 
 
@@ -106,7 +106,7 @@ async def test_retry_after_of_an_upstream_is_honoured() -> None:
     for _ in range(3):
         routed = await the_router.dispatch(REQUEST)
         reasons.append(routed.reason)
-        await routed.aclose()
+        routed.close()
     assert (reasons, len(vllm.requests)) == (["failover", "spill", "spill"], 1)
 
 
@@ -139,8 +139,8 @@ async def test_while_one_request_is_the_trial_others_are_refused() -> None:
     hold.set()
     routed = await trial
     assert upstream.breaker.state(perf_counter()) is BreakerState.CLOSED
-    await (await the_router.dispatch(REQUEST)).aclose()
-    await routed.aclose()
+    (await the_router.dispatch(REQUEST)).close()
+    routed.close()
     assert len(backend.requests) == 2
 
 
@@ -150,7 +150,7 @@ async def test_answers_that_break_off_count_as_failures() -> None:
     for _ in range(2):
         routed = await the_router.dispatch(REQUEST)
         routed.failed(BackendProtocolError("cut"))
-        await routed.aclose()
+        routed.close()
     with pytest.raises(Unavailable):
         await the_router.dispatch(REQUEST)
 
@@ -173,7 +173,7 @@ async def test_under_steady_failure_retries_stay_within_the_budget() -> None:
     failed = 0
     for _ in range(300):
         try:
-            await (await the_router.dispatch(REQUEST)).aclose()
+            (await the_router.dispatch(REQUEST)).close()
         except BackendUnavailable:
             failed += 1
     assert calls - 300 == the_router.lanes["m"].budget.spent <= 10 + 0.1 * 300

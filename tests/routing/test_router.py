@@ -38,7 +38,7 @@ async def test_request_goes_to_the_only_upstream_unchanged(name: str) -> None:
     request = _request(name)
     routed = await router.dispatch(request)
     assert await _body(routed.response) == chat_body()
-    await routed.aclose()
+    routed.close()
     assert (routed.upstream, routed.reason) == (upstream, "only")
     assert isinstance(upstream.backend, FakeBackend)
     assert upstream.backend.requests == [request]
@@ -63,17 +63,17 @@ async def test_request_is_in_flight_from_dispatch_until_close() -> None:
     routed = await dispatching
     await _body(routed.response)
     assert upstream.in_flight == 1, "counted until closed, not until read"
-    await routed.aclose()
+    routed.close()
     assert upstream.in_flight == 0
 
 
-async def test_closing_twice_or_at_once_gives_the_place_up_once() -> None:
+async def test_closing_twice_gives_the_place_up_once() -> None:
     router, upstream = _router(FakeBackend())
     first, second = await router.dispatch(_request()), await router.dispatch(_request())
-    await asyncio.gather(first.aclose(), first.aclose())
-    await first.aclose()
+    first.close()
+    first.close()
     assert upstream.in_flight == 1
-    await second.aclose()
+    second.close()
     assert upstream.in_flight == 0
 
 
@@ -101,7 +101,7 @@ async def test_stream_left_in_the_middle_is_aborted_and_released() -> None:
     router, upstream = _router(backend)
     routed = await router.dispatch(_request(stream=True))
     assert await anext(routed.response.chunks) == b"data: 1\n\n"
-    await routed.aclose()
+    routed.close()
     assert (upstream.in_flight, backend.open, backend.aborted) == (0, 0, 1)
 
 
@@ -110,7 +110,7 @@ async def test_place_is_given_up_even_when_closing_fails() -> None:
         async def send(self, request: InferenceRequest) -> BackendResponse:
             response = await super().send(request)
 
-            async def close() -> None:
+            def close() -> None:
                 raise BackendError("cannot close")
 
             response.close = close
@@ -119,7 +119,7 @@ async def test_place_is_given_up_even_when_closing_fails() -> None:
     router, upstream = _router(Sticky())
     routed = await router.dispatch(_request())
     with pytest.raises(BackendError):
-        await routed.aclose()
+        routed.close()
     assert upstream.in_flight == 0
 
 
@@ -129,7 +129,7 @@ async def test_break_in_the_middle_passes_through() -> None:
     with pytest.raises(BackendProtocolError) as caught:
         await _body(routed.response)
     assert caught.value.backend == "fake"
-    await routed.aclose()
+    routed.close()
     assert upstream.in_flight == 0
 
 
@@ -137,7 +137,7 @@ async def test_while_the_preferred_kind_starts_another_one_serves() -> None:
     loading, first, second = FakeBackend("gguf", state=BackendState.STARTING), FakeBackend("vllm"), FakeBackend("vllm")
     pool = UpstreamPool("demo", tuple(map(Upstream, (loading, first, second))))
     routed = await Router(ModelCatalog([(CatalogEntry("demo"), pool)])).dispatch(_request())
-    await routed.aclose()
+    routed.close()
     assert (len(loading.requests), len(first.requests) + len(second.requests)) == (0, 1)
     assert routed.reason == "bridge"
 
@@ -154,18 +154,18 @@ async def test_a_model_graduates_with_its_load() -> None:
     assert [r.reason for r in routed] == ["quiet"] * 3 + ["busy"] * 3
     assert (len(gguf.requests), len(vllm.requests)) == (3, 3)
     for answer in routed:
-        await answer.aclose()
+        answer.close()
 
 
 async def test_an_image_goes_to_the_backend_that_sees() -> None:
     router, gguf, vllm = _two_kinds()
     request = _request()._replace(body=b'{"messages":[{"content":[{"type":"image_url","image_url":{"url":"data:"}}]}]}')
     routed = await router.dispatch(request)
-    await routed.aclose()
+    routed.close()
     assert (routed.reason, len(gguf.requests), len(vllm.requests)) == ("capability", 0, 1)
     told = _request()._replace(body=b'{"messages":[{"content":"what is \\"image_url\\"?"}]}')
     routed = await router.dispatch(told)
-    await routed.aclose()
+    routed.close()
     assert routed.reason == "quiet"
 
 
@@ -175,7 +175,7 @@ async def test_a_rule_may_reject() -> None:
     with pytest.raises(RequestRejected):
         await router.dispatch(_request(), Ticket("bob"))
     assert (gguf.requests, vllm.requests) == ([], [])
-    await (await router.dispatch(_request(), Ticket("alice"))).aclose()
+    (await router.dispatch(_request(), Ticket("alice"))).close()
 
 
 async def test_what_nobody_can_is_refused_with_who_lacks_what() -> None:
@@ -189,7 +189,7 @@ async def test_whole_answers_are_measured() -> None:
     router, upstream = _router(FakeBackend())
     routed = await router.dispatch(_request(stream=True))
     routed.succeeded(routed.dispatched_at + 0.5, 4)
-    await routed.aclose()
+    routed.close()
     pace = upstream.pace
     assert pace.first_token_seconds == pytest.approx(0.5)
     assert pace.service_seconds is not None
@@ -218,7 +218,7 @@ async def test_an_engine_that_was_started_again_is_asked_at_once() -> None:
         upstream.failed(perf_counter())
     backend.restarts += 1
     routed = await router.dispatch(_request())
-    await routed.aclose()
+    routed.close()
     assert len(backend.requests) == 1
     upstream.failed(perf_counter())
     assert upstream.breaker.failures == 1, "and counts anew"

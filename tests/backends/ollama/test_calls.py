@@ -50,7 +50,7 @@ async def answer_to(backend: Backend, request: InferenceRequest) -> bytes:
     try:
         return await body_of(response)
     finally:
-        await response.aclose()
+        response.close()
 
 
 async def test_alias_reaches_ollamas_model_with_the_same_context_each_time() -> None:

@@ -116,7 +116,7 @@ async def test_every_worker_calls_the_one_engine() -> None:
             await until(partial(is_ready, engine))
             response = await engine.send(REQUEST)
             assert await body_of(response) == b'{"ok": true}'
-            await response.aclose()
+            response.close()
             await engine.stop()
         pid = kept.process.pid
         assert pid is not None

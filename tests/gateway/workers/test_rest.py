@@ -38,7 +38,7 @@ class Worker:
         try:
             response = await self.engine.send(REQUEST)
             assert await body_of(response) == b'{"ok": true}'
-            await response.aclose()
+            response.close()
         finally:
             self.running -= 1
 
