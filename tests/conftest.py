@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from backends.vllm.environment import default_folder, installed
 from tests.benchmarks.random_model import SHAPES, write_random_model
 from tests.engine import EngineUnderTest, running_engine
 from tests.vllm import VllmUnderTest, running_vllm
+
+# How long an example takes is the machine's affair: no test here is about time.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -100,7 +100,7 @@ async def test_body_is_read_however_it_is_framed_and_cut(message: bytes, body: b
         await client.aclose()
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.binary(min_size=1, max_size=200), max_size=20), st.lists(st.integers(0, 4000), max_size=20))
 async def test_chunks_join_to_the_body_for_all_splits(chunks: list[bytes], cuts: list[int]) -> None:
     message = CHUNKED + b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"

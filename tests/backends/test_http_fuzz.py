@@ -40,7 +40,7 @@ def test_valid_answers_are_read_the_same_in_all_pieces_and_by_h11(checker: Check
         assert by_h11(data) == (outcome.status, outcome.body)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_pieces_make_no_difference(checker: Checker, data: st.DataObject) -> None:
     sent = data.draw(st.sampled_from(SEEDS))
@@ -49,7 +49,7 @@ def test_pieces_make_no_difference(checker: Checker, data: st.DataObject) -> Non
     checker.check(sent, [sent[start:end] for start, end in itertools.pairwise(edges) if start < end])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.one_of(st.binary(max_size=20), st.sampled_from(SEEDS)), max_size=4))
 def test_garbage_ends_in_an_answer_or_an_error(checker: Checker, pieces: list[bytes]) -> None:
     checker.check(b"".join(pieces), [piece for piece in pieces if piece])

@@ -33,7 +33,7 @@ async def test_good_requests_are_good_in_all_pieces() -> None:
             gateway.answers.clear()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.binary(max_size=400))
 async def test_any_bytes_harm_nobody(data: bytes) -> None:
     async with target() as gateway:

@@ -222,7 +222,7 @@ def affine(upstreams: list[UpstreamSignals], affinity: int) -> int:
     return upstreams[found.upstreams[0]].seed
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(count=st.integers(2, 16), salt=st.integers())
 def test_a_replica_that_joins_takes_its_share_and_nothing_else_moves(count: int, salt: int) -> None:
     seeds = [number_of(f"http://gpu-{number}:8000".encode()) for number in range(count)]

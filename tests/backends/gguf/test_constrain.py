@@ -96,7 +96,7 @@ def _objects(draw: st.DrawFn, inner: st.SearchStrategy[tuple[Any, Any]]) -> tupl
     return schema, {name: fields[name][1] for name in given_too}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(pairs(), st.sampled_from([None, 1]))
 def test_every_value_of_a_schema_may_be_written(model: Model, pair: tuple[Any, Any], indent: int | None) -> None:
     schema, value = pair

@@ -162,7 +162,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_whatever_is_broken_in_a_file_is_an_error_of_ours(
     data: st.DataObject, small: bytes, tmp_path_factory: pytest.TempPathFactory

@@ -312,10 +312,10 @@ class EngineModel(RuleBasedStateMachine):
 
 
 TestEngineModel = EngineModel.TestCase
-TestEngineModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, phases=NO_SHRINK)
+TestEngineModel.settings = settings(max_examples=60, stateful_step_count=40, phases=NO_SHRINK)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(prompts, st.integers(1, 12)), min_size=1, max_size=30))
 def test_everything_ends_and_every_slot_comes_back(requests: list[tuple[list[int], int]]) -> None:
     scheduler, cache = make(slots=3, slot_tokens=96, batch_tokens=32, busy_batch_tokens=8, max_waiting=40)

@@ -171,7 +171,7 @@ FIELDS = [
 ]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(fields=st.dictionaries(st.sampled_from(FIELDS), ODD, max_size=6))
 def test_whatever_a_config_says_is_a_shape_or_an_error_of_ours(fields: dict[str, Any]) -> None:
     try:
