@@ -50,7 +50,7 @@ async def test_it_keeps_its_process_and_answers_again_once_woken(make: Make) -> 
     await backend.wait_ready(LIMIT_SECONDS)
     assert (process.pid, backend.asleep, backend.restarts) == (pid, False, 0)
     response = await backend.send(_request())
-    await response.aclose()
+    response.close()
     await backend.sleep()
     backend.wake()
     await backend.wait_ready(LIMIT_SECONDS)
