@@ -68,6 +68,8 @@ lock:
 	uv pip compile pyproject.toml --extra gguf --extra oidc --universal --generate-hashes --no-emit-package llama-cpp-python --no-header -q -o deploy/lock/runtime.txt
 	uv pip compile --group dev --group build -c deploy/lock/runtime.txt --universal --generate-hashes --no-header -q -o deploy/lock/dev.txt
 	echo "llama-cpp-python==$$(sed -n 's/.*llama-cpp-python==\([0-9.]*\).*/\1/p' pyproject.toml)" | uv pip compile - --no-deps --generate-hashes --universal --no-header --no-annotate -q -o deploy/lock/engine.txt
+	echo "sslyze==6.3.1" | uv pip compile - --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q -o deploy/lock/tools/sslyze.txt
+	echo "schemathesis==4.32.5" | uv pip compile - --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q -o deploy/lock/tools/schemathesis.txt
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .hypothesis dist

@@ -17,6 +17,7 @@ from config.edge import AdminSettings
 from gateway.dataplane import ASGIApp, Front, Scope
 from gateway.errors import UnknownPath
 from gateway.gateway import Gateway
+from gateway.health import OPEN
 from gateway.listener import connection_class
 from gateway.middleware import HostGuard
 from gateway.operators import check_on_theirs, is_for_operators, may_know_on_theirs
@@ -24,8 +25,6 @@ from gateway.operators import check_on_theirs, is_for_operators, may_know_on_the
 MAX_CONNECTIONS = 256
 # How long a scrape may go on when everything else has ended.
 CLOSE_SECONDS = 2.0
-
-_HEALTH = frozenset(("/livez", "/readyz", "/health", "/version"))
 
 
 class AdminPlane(Front):
@@ -45,7 +44,7 @@ class AdminPlane(Front):
         self._guard.check(scope["headers"], scope["http_version"])
         if is_for_operators(scope["path"]):
             check_on_theirs(self._gateway.settings, self._gateway.entrance, scope)
-        elif scope["path"] not in _HEALTH:
+        elif scope["path"] not in OPEN:
             raise UnknownPath("This listener is the operators'; models are served on the other one.")
 
 

@@ -86,7 +86,8 @@ def _control_plane(gateway: Gateway, scrape: Scrape | None) -> FastAPI:
         _figures(gateway, scrape),
     ]
     served = [route for router in routers for route in router.routes]
-    routers.append(openapi.routes(served, lambda: gateway.served.catalog, lambda: gateway.entrance))
+    now = (lambda: gateway.settings, lambda: gateway.served.catalog, lambda: gateway.entrance)
+    routers.append(openapi.routes(served, *now))
     for router in routers:
         app.include_router(router)
     app.add_exception_handler(HTTPException, _framework_error)

@@ -20,7 +20,9 @@ from routing.upstream import Upstream
 
 logger = logging.getLogger("upshift")
 
-# The paths that tell more to some than to others.
+# The paths that are anybody's.
+OPEN = frozenset(("/livez", "/readyz", "/health", "/version"))
+# Of these the ones that tell more to some than to others.
 TELLING = frozenset(("/readyz", "/health"))
 _METHODS = ["GET", "HEAD"]
 

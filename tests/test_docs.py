@@ -54,7 +54,7 @@ def test_dependencies_are_the_explained_ones() -> None:
 
 
 def test_every_dependency_is_locked_with_a_hash() -> None:
-    for lock in (ROOT / "deploy" / "lock").glob("*.txt"):
+    for lock in (ROOT / "deploy" / "lock").rglob("*.txt"):
         for pin in re.findall(r"^[a-z].*(?:\n .*)*", lock.read_text(), flags=re.MULTILINE):
             assert "==" in pin, pin
             assert "--hash=sha256:" in pin, pin

@@ -44,7 +44,10 @@ _SAMPLING: Schema = {
 _MESSAGE: Schema = {
     "type": "object",
     "required": ["role"],
-    "properties": {"role": _TEXT, "content": {"anyOf": [_TEXT, {"type": "array", "items": _OBJECT}, {"type": "null"}]}},
+    "properties": {
+        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+        "content": {"anyOf": [_TEXT, {"type": "array", "items": _OBJECT}, {"type": "null"}]},
+    },
 }
 _OWN: Mapping[Operation, Schema] = {
     Operation.CHAT: {
@@ -63,6 +66,10 @@ _OWN: Mapping[Operation, Schema] = {
         "echo": {"type": "boolean"},
         "suffix": _TEXT,
     },
+}
+_EXAMPLES: Mapping[Operation, Schema] = {
+    Operation.CHAT: {"messages": [{"role": "user", "content": "Hello!"}]},
+    Operation.COMPLETION: {"prompt": "Once upon a time"},
 }
 _ERROR: Schema = {
     "type": "object",
@@ -124,10 +131,14 @@ def _post(operation: Operation, models: Sequence[str]) -> dict[str, Any]:
         "required": ["model", next(iter(own))],
         "properties": {"model": model, **own, **_SAMPLING},
     }
+    takes_it = takes(body)
+    if models:
+        example = {"model": models[0], **_EXAMPLES[operation], "max_tokens": 4}
+        takes_it["requestBody"]["content"]["application/json"]["example"] = example
     answer = {"application/json": {"schema": _OBJECT}, "text/event-stream": {"schema": _TEXT}}
     return {
         "operationId": f"post_{operation}",
         "summary": f"OpenAI's {operation} request, passed on to the model's engine.",
         "responses": {"200": {"description": "Whole, or as events.", "content": answer}, "default": _REFUSED},
-        **takes(body),
+        **takes_it,
     }

@@ -13,11 +13,16 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.routing import BaseRoute
 
+from config.auth import AuthSettings
+from config.schema import Settings
 from gateway.api.described import inference, operations
 from gateway.entrance import Entrance
+from gateway.health import OPEN
 from gateway.operators import is_for_operators, peer_of
 from routing.catalog import ModelCatalog
 
+# One of them, both say the same.
+_KEYS: list[dict[str, Any]] = [{"bearer": []}, {"key": []}]
 _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -25,7 +30,10 @@ _SCHEMES = {
 
 
 def routes(
-    served: Sequence[BaseRoute], catalog: Callable[[], ModelCatalog], entrance: Callable[[], Entrance]
+    served: Sequence[BaseRoute],
+    settings: Callable[[], Settings],
+    catalog: Callable[[], ModelCatalog],
+    entrance: Callable[[], Entrance],
 ) -> APIRouter:
     """Both documents, of the `served` routes and these two themselves. The clients' one names the models that the
     caller's key covers, and raises what the entrance does."""
@@ -40,21 +48,27 @@ def routes(
         allowed = (await entrance().admit(request.scope["headers"], peer_of(request.scope), "openai")).models
         entries = [entry for entry in catalog().models if allowed is None or entry.name in allowed]
         names = [name for entry in entries for name in (entry.name, *entry.aliases)]
-        return JSONResponse(_document({**inference(names), **described(to_operators=False)}))
+        paths = {**inference(names), **described(to_operators=False)}
+        if not isinstance(settings().auth, AuthSettings):
+            return JSONResponse(_document(paths, []))
+        for path in OPEN & paths.keys():
+            for operation in paths[path].values():
+                operation["security"] = []
+        return JSONResponse(_document(paths, _KEYS))
 
     @router.get("/admin/openapi.json")
     async def describe_to_operators() -> JSONResponse:
-        return JSONResponse(_document(described(to_operators=True)))
+        # Whether a key is needed depends on the listener.
+        return JSONResponse(_document(described(to_operators=True), [*_KEYS, {}]))
 
     return router
 
 
-def _document(paths: dict[str, Any]) -> dict[str, Any]:
+def _document(paths: dict[str, Any], security: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "Upshift", "version": version("upshift")},
-        # Where no keys are configured nobody needs one.
-        "security": [{"bearer": []}, {"key": []}, {}],
+        "security": security,
         "components": {"securitySchemes": _SCHEMES},
         "paths": paths,
     }

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from gateway.devcert import make_server
 from tests.e2e.gateway import running_gateway
+from tests.tools import tool
 
-VERSION = "6.3.1"
-CACHE = Path(os.environ.get("UPSHIFT_CACHE") or Path.home() / ".cache" / "upshift")
 # Mozilla's "intermediate" wants these two curves refused, for their cost; neither is weak. Before 3.15 Python's ssl
 # cannot choose curves but for a single one, which would cost X25519.
 ACCEPTED = {"tls_curves: TLS curves {'X448', 'secp521r1'} are supported, but should be rejected."}
-
-
-def sslyze() -> Path:
-    """The program, installed once in an environment of its own."""
-    folder = CACHE / f"sslyze-{VERSION}"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "sslyze.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "bin" / "sslyze").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=300)
-            pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
-            subprocess.run([*pip, f"sslyze=={VERSION}"], check=True, timeout=900)
-    return folder / "bin" / "sslyze"
 
 
 def test_scan_finds_nothing_but_two_strong_curves(tmp_path: Path) -> None:
@@ -42,7 +23,7 @@ def test_scan_finds_nothing_but_two_strong_curves(tmp_path: Path) -> None:
         options = ["--certinfo_ca_file", str(made.authority), "--mozilla_config=intermediate"]
         target = "localhost:" + gateway.url.rpartition(":")[2]
         done = subprocess.run(
-            [str(sslyze()), *options, target], capture_output=True, text=True, timeout=300, check=False
+            [str(tool("sslyze")), *options, target], capture_output=True, text=True, timeout=300, check=False
         )
     report, _, verdict = done.stdout.partition("COMPLIANCE AGAINST TLS CONFIGURATION")
     assert "SCANS COMPLETED" in report, done.stdout + done.stderr

@@ -71,6 +71,7 @@ async def test_parameters_and_bodies_are_told() -> None:
         assert (parameter["name"], parameter["in"]) == ("model_id", "path")
         body = clients["paths"][CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
         assert body["required"] == ["model", "messages"]
+        assert clients["security"] == []
         assert body["properties"]["model"]["enum"] == ["fake", "alias"]
         key = operators["paths"]["/admin/keys"]["post"]["requestBody"]["content"]["application/json"]["schema"]
         assert "hash" not in key["properties"]
@@ -92,6 +93,9 @@ async def test_clients_are_told_of_their_models_and_strangers_of_nothing(tmp_pat
             for key in (None, "wrong", KEY, BOSS)
         }
         assert list(statuses.values()) == [401, 401, 200, 403, 401, 401, 200, 200]
+        assert answer["security"] == [{"bearer": []}, {"key": []}]
+        free = {path for path, said in answer["paths"].items() if any(o.get("security") == [] for o in said.values())}
+        assert free == {"/livez", "/readyz", "/health", "/version"}
 
 
 async def test_operators_listener_has_theirs_alone(tmp_path: Path) -> None:
