@@ -33,8 +33,10 @@ KEY = new_key()
 class Trial:
     """One run's parts, and what came of it."""
 
-    def __init__(self, folder: Path, stack: ExitStack, usage: Usage, on_error: str) -> None:
-        self.witness: Witness = stack.enter_context(witnessing(0.02, usage))
+    def __init__(
+        self, folder: Path, stack: ExitStack, usage: Usage, on_error: str, service_seconds: float = 0.02
+    ) -> None:
+        self.witness: Witness = stack.enter_context(witnessing(service_seconds, usage))
         self.first = stack.enter_context(running_redis(folder / "first", *DURABLE))
         self.second = stack.enter_context(running_redis(folder / "second", *DURABLE))
         self.second.command("REPLICAOF", "127.0.0.1", str(self.first.port))
@@ -54,8 +56,8 @@ class Trial:
             self.gateways.append(stack.enter_context(running_gateway(folder / name, config)))
         self.ends: Counter[str] = Counter()
 
-    def run(self, trouble: Callable[[Trial], None]) -> None:
-        """The clients, and `trouble` in their midst."""
+    def run(self, trouble: Callable[[Trial], None], after: int = REQUESTS // 3) -> None:
+        """The clients, and `trouble` in their midst, when `after` requests have been answered."""
         for gateway in self.gateways:
             wait_for(gateway.ready)
         ports = ",".join(gateway.url.rpartition(":")[2] for gateway in self.gateways)
@@ -64,7 +66,7 @@ class Trial:
             subprocess.Popen([*command, str(clients), str(SECONDS)], stdout=subprocess.PIPE, text=True)
             for clients in CLIENTS
         ]
-        wait_for(lambda: len(self.witness.seen) >= REQUESTS // 3, 60)
+        wait_for(lambda: len(self.witness.seen) >= after, 60)
         trouble(self)
         for process in processes:
             output, _ = process.communicate(timeout=120)
@@ -156,3 +158,40 @@ def test_no_limit_is_passed_by_one_unit(
     else:
         assert trial.without_redis > 0
         assert len(seen) >= 0.8 * usable
+
+
+def test_every_place_is_used(tmp_path: Path, stack: ExitStack) -> None:
+    # Eight at a time, two seconds each: neither the requests nor the tokens of a minute hold anybody up.
+    service_seconds = 2.0
+    trial = Trial(tmp_path, stack, Usage(5, 5), "closed", service_seconds)
+    trial.run(calm, after=1)
+    seen = trial.witness.seen
+    assert set(trial.ends) == {"200", "429 rate_limit_exceeded"}
+    assert trial.witness.most == CONCURRENT
+    ended = sorted(end / 1e9 for _, end in seen)
+    first, last = ended[0] - service_seconds, ended[-CONCURRENT]
+    # Those that begin when others end, until the last eight, for which nobody waits any more.
+    used = sum(min(end, last) - max(end - service_seconds, first) for end in ended if end - service_seconds < last)
+    share = used / (CONCURRENT * (last - first))
+    print(f"places: {share:.1%} of {CONCURRENT} for {last - first:.1f} s")
+    assert share >= 0.98
+
+
+@pytest.mark.parametrize("on_error", ["local", "open"])
+def test_what_redis_does_not_count_is_what_was_configured(tmp_path: Path, stack: ExitStack, on_error: str) -> None:
+    trial = Trial(tmp_path, stack, Usage(5, 5), on_error)
+    trial.run(pause)
+    seen = trial.witness.seen
+    assert set(trial.ends) <= {"200", "429 rate_limit_exceeded"}
+    assert trial.ends["200"] == len(seen)
+    minutes = (max(ended for _, ended in seen) - min(sent for sent, _ in seen)) / 60e9
+    one_bucket = REQUESTS * (1 + minutes)
+    print(f"{on_error}: {len(seen)} where Redis admits {one_bucket:.1f}, {trial.without_redis:.0f} without it")
+    # The pause held nobody up.
+    assert len(seen) > one_bucket
+    if on_error == "local":
+        # Redis' bucket and one of each gateway.
+        assert len(seen) <= 3 * one_bucket
+        assert trial.witness.most <= 3 * CONCURRENT
+    else:
+        assert len(seen) <= one_bucket + trial.without_redis
