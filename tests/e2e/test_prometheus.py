@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from tests.engine import wait_for
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "observability.md"
 CHAT = "/v1/chat/completions"
+# Longer runs: `UPSHIFT_PROMETHEUS_SECONDS=120 pytest -s tests/e2e/test_prometheus.py`.
+SECONDS = float(os.environ.get("UPSHIFT_PROMETHEUS_SECONDS", "0"))
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -105,6 +108,7 @@ def test_every_panel_has_data_and_an_outage_is_told_of_until_it_is_over(
         assert f"`{name}`" in documented, name
     for _, query in dashboard.queries():
         wait_for(partial(_has_data, prometheus, query), seconds=90)
+    _check_for(SECONDS, prometheus)
     wait_for(lambda: bool(prometheus.exemplars("upshift_request_duration_seconds_bucket")), seconds=60)
     trace = prometheus.exemplars("upshift_request_duration_seconds_bucket")[0]["labels"]["trace_id"]
     assert trace in TRACEPARENT
@@ -122,6 +126,22 @@ def test_every_panel_has_data_and_an_outage_is_told_of_until_it_is_over(
 
     wait_for(outage, seconds=120)
     wait_for(lambda: not prometheus.firing() & expected, seconds=120)
+
+
+def _check_for(seconds: float, prometheus: Prometheus) -> None:
+    """Every query of the dashboard, again and again while the traffic goes on. A scrape that a busy machine does not
+    bring about in its half second leaves a gap, until the next one."""
+    until, rounds = time.monotonic() + seconds, 0
+    while time.monotonic() < until:
+        rounds += 1
+        for _, query in dashboard.queries():
+            wait_for(partial(_has_data, prometheus, query), seconds=15)
+    if rounds:
+        window = f"[{int(seconds)}s]"
+        (scrapes,), (good,) = (prometheus.values(f"{what}_over_time(up{window})") for what in ("count", "sum"))
+        (requests,) = prometheus.values("sum(max_over_time(upshift_requests_total[1m]))")
+        queries = len(list(dashboard.queries()))
+        print(f"{good:.0f} of {scrapes:.0f} scrapes, {requests:.0f} requests, {rounds} times {queries} queries")
 
 
 def _has_data(prometheus: Prometheus, query: str) -> bool:
