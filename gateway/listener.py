@@ -7,7 +7,6 @@ refused in JSON. Neighbours: server.py (hands this to uvicorn), call.py (one inf
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from gateway.crowd import Crowd
 from gateway.dataplane import INFERENCE, DataPlane, Front
 from gateway.deadline import Deadline
 from gateway.lastcall import LAST_CALL_SECONDS, has_unread
+from gateway.refusal import refusal
 from gateway.servant import Servant
 from gateway.target import operation_at, without_upgrade
 from gateway.tls import names_in
@@ -30,14 +30,13 @@ if TYPE_CHECKING:
 
     from uvicorn._types import ASGI3Application
 
-MAX_HEAD_BYTES = 64 * 1024
+MAX_HEAD_BYTES, MAX_PIPELINED = 64 * 1024, 8
 HEAD_TIMEOUT_SECONDS = 20.0
 # Longer than the idle time of the load balancers in front (60 s is usual): the side that may reuse a connection
 # should be the one that closes it.
 KEEP_ALIVE_SECONDS = 75.0
-MAX_PIPELINED = 8
-# How long a refused connection may go on sending into the void.
-LINGER_SECONDS = 1.0
+# How long a refused client may go on sending, a last answer be unread, one of the control plane take with its reading.
+LINGER_SECONDS, UNREAD_SECONDS, CONTROL_SECONDS = 1.0, 20.0, 60.0
 
 _PATHS = {path.encode(): operation for path, operation in INFERENCE.items()}
 _CLOSE = (b"connection", b"close")
@@ -78,7 +77,7 @@ class ClientConnection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.max_connections or not self.crowd.admit(self, transport):
-            self._refuse(503, "server_error", "overloaded", "Too many connections.")
+            self._refuse(503, "overloaded", "Too many connections.")
             return
         self._certificate = names_in(transport.get_extra_info("peercert"))
         self._expect_head()
@@ -161,8 +160,7 @@ class ClientConnection(HttpToolsProtocol):
         self._in_body = False
         if self.headers and any(name in _FRAMING for name, _ in self.headers):
             raise _Refused  # a trailer that says where its body ends
-        cycle = self.cycle
-        (cycle.body_complete if isinstance(cycle, Call) else super().on_message_complete)()
+        (self.cycle.body_complete if isinstance(self.cycle, Call) else super().on_message_complete)()
 
     # -- answering -----------------------------------------------------------------------------------------------------
 
@@ -170,7 +168,7 @@ class ClientConnection(HttpToolsProtocol):
         version = self.parser.get_http_version()
         keep_alive = version != "1.0" and self.parser.should_keep_alive()
         call = Call(self, operation, self.headers, version, keep_alive=keep_alive)
-        busy = self._answering
+        busy = self._answering or self.flow.write_paused
         self.cycle = call  # type: ignore[assignment]
         if busy:
             self.flow.pause_reading()
@@ -197,21 +195,30 @@ class ClientConnection(HttpToolsProtocol):
             self._start(cycle)
             return
         self._running = cycle
-        self.deadline.forget()
+        self.deadline.expect(CONTROL_SECONDS, self.transport.abort)
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """The next request may be answered. Told by calls and by uvicorn's own requests."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
+            if self._running is not None:  # else it is gone
+                self._leave()
             return
         self.flow.resume_reading()
-        if self.pipeline:
+        if self.pipeline and not self.flow.write_paused:
             self._start_asgi_task(*self.pipeline.pop())
+        elif self.pipeline:  # nobody is answered again who has not read what there is
+            self.deadline.expect(UNREAD_SECONDS, self.transport.abort)
         elif self._in_head:
             self._expect_head()
         else:
-            self.deadline.expect(self._idle_seconds, self.transport.close)
+            self.deadline.expect(self._idle_seconds, self._leave)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.pipeline and (self._running is None or self._running.response_complete):
+            self._start_asgi_task(*self.pipeline.pop())
 
     def shutdown(self) -> None:
         """uvicorn's: the drain has begun, idle connections close and others with their answer. Those whose client could
@@ -219,7 +226,7 @@ class ClientConnection(HttpToolsProtocol):
         if isinstance(self.cycle, Call) and self._answering and self.cycle.response_started:
             self._idle_seconds = LAST_CALL_SECONDS
         elif not self._answering and has_unread(self.transport):
-            self.deadline.expect(LAST_CALL_SECONDS, self.transport.close)
+            self.deadline.expect(LAST_CALL_SECONDS, self._leave)
         else:
             super().shutdown()
 
@@ -231,6 +238,11 @@ class ClientConnection(HttpToolsProtocol):
             self.ending = _CLOSE in headers
             self._common = headers, b"".join(b"%b: %b\r\n" % header for header in headers if header != _CLOSE)
         return self._common[1]
+
+    def _leave(self) -> None:
+        """Closes when everything is sent, and then at last without those who do not read."""
+        self.transport.close()
+        self.deadline.expect(UNREAD_SECONDS, self.transport.abort)
 
     @property
     def _answering(self) -> bool:
@@ -247,25 +259,19 @@ class ClientConnection(HttpToolsProtocol):
             # The body broke off in its framing: whoever reads it learns that no more will come, and stays silent.
             _disconnect(self.cycle)
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
-            text = f"The request's head is larger than {MAX_HEAD_BYTES} bytes."
-            self._refuse(431, "invalid_request_error", "headers_too_large", text)
+            self._refuse(431, "headers_too_large", f"The request's head is larger than {MAX_HEAD_BYTES} bytes.")
         else:
-            self._refuse(400, "invalid_request_error", "invalid_request", "This is not valid HTTP/1.1.")
+            self._refuse(400, "invalid_request", "This is not valid HTTP/1.1.")
 
-    def _refuse(self, status: int, kind: str, code: str, message: str) -> None:
+    def _refuse(self, status: int, code: str, message: str) -> None:
         if self._refused or self.transport.is_closing():
             return
-        body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()
-        head = (
-            f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
         self._refused = True
-        self.transport.write(head.encode() + body)
+        self.transport.write(refusal(status, code, message))
         # Closing with bytes unread would reset the connection, and the client would lose the answer.
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self.deadline.expect(LINGER_SECONDS, self.transport.close)
+        self.deadline.expect(LINGER_SECONDS, self._leave)
 
     def _expect_head(self) -> None:
         self._head_expected = True
@@ -273,9 +279,9 @@ class ClientConnection(HttpToolsProtocol):
 
     def _head_too_slow(self) -> None:
         if self._head_bytes == 0:
-            self.transport.close()
+            self._leave()
         else:
-            self._refuse(408, "invalid_request_error", "request_timeout", "The request's head did not arrive in time.")
+            self._refuse(408, "request_timeout", "The request's head did not arrive in time.")
 
 
 def _disconnect(cycle: RequestResponseCycle | Call) -> None:

@@ -15,15 +15,10 @@ from typing import Any, cast
 
 from backends.http_tls import TlsLink
 from gateway.listener import HEAD_TIMEOUT_SECONDS, LINGER_SECONDS, ClientConnection
+from gateway.refusal import refusal
 from gateway.tls import Certificates
 
-_PLAIN = (
-    b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-)
-_PLAIN_BODY = (
-    b'{"error": {"message": "This port speaks HTTPS: use https:// in the URL.", "type": "invalid_request_error", '
-    b'"param": null, "code": "https_required"}}'
-)
+_PLAIN = refusal(400, "https_required", "This port speaks HTTPS: use https:// in the URL.")
 
 
 class ClientLink(TlsLink[ClientConnection]):
@@ -101,7 +96,7 @@ class ClientLink(TlsLink[ClientConnection]):
 
     def _refuse_plain(self) -> None:
         self._deaf = True
-        self._tcp.write(_PLAIN % (len(_PLAIN_BODY), _PLAIN_BODY))
+        self._tcp.write(_PLAIN)
         self._tcp.write_eof()
         self.connection.deadline.expect(LINGER_SECONDS, self._tcp.close)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from pathlib import Path
@@ -251,3 +252,65 @@ async def test_body_behind_an_early_answer_is_read_as_it_is() -> None:
         rest = await reader.read()
         assert rest.count(b"HTTP/1.1 ") == 1
         assert rest.endswith(b'{"status":"ok"}')
+
+
+async def deaf(gateway: Gateway, sent: bytes, *, again: bool = False) -> None:
+    """Asks, `again` each time that there is an answer, and reads none, until the gateway has closed the connection."""
+    loop = asyncio.get_running_loop()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await loop.sock_connect(client, ("127.0.0.1", gateway.port))
+        async with asyncio.timeout(20):
+            answers = -1
+            while answers < 0 or gateway.state.connections:
+                if answers < 0 or (again and gateway.state.total_requests > answers):
+                    answers = gateway.state.total_requests
+                    with contextlib.suppress(OSError):
+                        await loop.sock_sendall(client, sent)
+                await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("last", [True, False], ids=["that ends the connection", "that does not"])
+async def test_last_answer_that_nobody_reads_keeps_no_connection(last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "UNREAD_SECONDS", 0.2)
+    monkeypatch.setattr(listener, "KEEP_ALIVE_SECONDS", 0.2)
+    # More than the kernel takes, and all of it in one piece: for the gateway the answer is over.
+    async with serving(FakeBackend(script=[b'{"x":"' + b"x" * 20_000_000 + b'"}'])) as gateway:
+        content = json.dumps(body()).encode()
+        more = ["connection: close"] if last else []
+        await deaf(gateway, request(content, f"content-length: {len(content)}", *more))
+        await gateway.settled()
+        assert gateway.upstream.in_flight == 0
+
+
+async def test_nobody_is_answered_again_who_has_not_read_his_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "UNREAD_SECONDS", 0.2)
+    backend = FakeBackend(script=[b'{"x":"' + b"x" * 20_000_000 + b'"}'])
+    async with serving(backend) as gateway:
+        content = json.dumps(body()).encode()
+        await deaf(gateway, request(content, f"content-length: {len(content)}") * 3)
+        assert len(backend.requests) == 1
+
+
+async def test_pipelined_answers_wait_for_their_reader() -> None:
+    backend = FakeBackend(script=[b'{"x":"' + b"x" * 5_000_000 + b'"}'])
+    async with serving(backend) as gateway, gateway.connection() as (reader, writer):
+        content = json.dumps(body()).encode()
+        for path in (CHAT, "/livez", CHAT):
+            writer.write(request(content, f"content-length: {len(content)}", path=path))
+        for status, size in ((200, 5_000_008), (405, None), (200, 5_000_008)):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 %d " % status)
+            length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+            assert size in {None, length}
+            await reader.readexactly(length)
+        assert len(backend.requests) == 2
+
+
+async def test_answers_of_the_control_plane_that_nobody_reads_keep_no_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listener, "CONTROL_SECONDS", 0.2)
+    async with serving(FakeBackend()) as gateway:
+        await deaf(gateway, request(b"", "accept: */*", path="/openapi.json", method="GET"), again=True)
