@@ -16,9 +16,10 @@ import random
 import statistics
 import sys
 import time
-import urllib.request
 from contextlib import suppress
 from pathlib import Path
+
+import httpx
 
 from tests.benchmarks.peers import PEERS, UPSHIFT
 from tests.benchmarks.peers_run import HOST, Contestant, Mock, measure, resident_bytes
@@ -38,10 +39,10 @@ def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def sample(port: int, name: str) -> float:
+def sample(contestant: Contestant, name: str) -> float:
     """The sum of a metric's samples."""
-    with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=10) as answer:
-        lines: list[str] = answer.read().decode().splitlines()
+    url = f"http://{HOST}:{contestant.port}/metrics"
+    lines = httpx.get(url, headers=contestant.headers, timeout=10).raise_for_status().text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
 
 
@@ -72,7 +73,7 @@ async def leavers(contestant: Contestant) -> list[str]:
     # Idle connections to the engine are closed after seconds, not at once.
     await asyncio.sleep(6)
     left, grown = descriptors(pid) - files, resident_bytes([pid]) - memory
-    cancelled = sample(contestant.port, "upshift_cancelled_total")
+    cancelled = sample(contestant, "upshift_cancelled_total")
     print(f"{LEAVERS} leavers: descriptors {left:+}, memory {grown / MIB:+.1f} MiB, {cancelled:.0f} counted as left")
     return [f"{left} descriptors are left"] if left > 0 else []
 
@@ -81,7 +82,7 @@ async def settled(contestant: Contestant, seconds: float = 30) -> None:
     """Until nothing is in flight. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         # Another process's gauge can only be polled.
-        while await asyncio.to_thread(sample, contestant.port, "upshift_in_flight"):  # noqa: ASYNC110
+        while await asyncio.to_thread(sample, contestant, "upshift_in_flight"):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
 
 
