@@ -30,6 +30,7 @@ REST_SECONDS = 0.25
 
 _ALIVE = (Obstacle.NONE, Obstacle.FULL, Obstacle.RESTING)
 _COMING = (Obstacle.STARTING, Obstacle.ASLEEP)
+_AROUND = (*_ALIVE, Obstacle.STARTING)
 
 
 class Lane:
@@ -102,11 +103,15 @@ class Lane:
         tokens = asking.prompt_tokens(request)
         return Ask(self.pool.model, tokens, request.max_output_tokens, features, ticket.key, ticket.tier, affinity)
 
-    def has_others(self, tried: Collection[Upstream]) -> bool:
-        """Whether an upstream that is not among `tried` is up, or coming up."""
+    def has_others(self, tried: Collection[Upstream], *, patient: bool = False) -> bool:
+        """Whether an upstream that is not among `tried` is up, or coming up. One that sleeps would be woken: a GGUF
+        engine is there in a moment, vLLM only for those who are `patient`."""
         now = perf_counter()
-        others = [upstream.look(now).obstacle for upstream in self.pool.upstreams if upstream not in tried]
-        return any(obstacle in _ALIVE or obstacle in _COMING for obstacle in others)
+        others = [upstream.look(now) for upstream in self.pool.upstreams if upstream not in tried]
+        return any(
+            (patient or other.kind == GGUF) if other.obstacle is Obstacle.ASLEEP else other.obstacle in _AROUND
+            for other in others
+        )
 
     # -- places --------------------------------------------------------------------------------------------------------
 

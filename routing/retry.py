@@ -44,7 +44,8 @@ def goes_on(lane: Lane, ticket: Ticket, error: BackendError) -> bool:
         # Its kin have the same context; another kind may have more.
         ticket.too_long = True
         ticket.tried |= {upstream for upstream in lane.pool.upstreams if upstream.kind == failed.kind}
-        return lane.has_others(ticket.tried) and lane.budget.spend()
+        # Nobody else ever could: this is worth waiting for.
+        return lane.has_others(ticket.tried, patient=True) and lane.budget.spend()
     if not error.retryable:
         return False
     ticket.tried |= {failed}

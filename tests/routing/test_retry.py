@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from backends.base import InferenceRequest
+from backends.base import BackendState, InferenceRequest
 from backends.errors import (
     BackendError,
     BackendLoading,
@@ -178,3 +178,42 @@ async def test_under_steady_failure_retries_stay_within_the_budget() -> None:
             failed += 1
     assert calls - 300 == the_router.lanes["m"].budget.spent <= 10 + 0.1 * 300
     assert failed > 0, "what the budget does not cover is told at once"
+
+
+class Sleeping(FakeBackend):
+    """Asleep until it is woken, and then up at once."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, state=BackendState.STOPPED)
+        self.asleep = True
+        self.wakes = 0
+
+    def wake(self) -> None:
+        self.wakes += 1
+        self.state = BackendState.READY
+        self.asleep = False
+
+
+async def test_who_meets_a_gguf_engine_that_restarts_does_not_wait_for_vllm_to_wake_up() -> None:
+    gguf, vllm = Failing("gguf", BackendUnavailable("restarts")), Sleeping("vllm")
+    routed = await router(Upstream(gguf), Upstream(vllm)).dispatch(REQUEST)
+    assert (routed.upstream.kind, vllm.wakes) == ("gguf", 0)
+    routed.close()
+
+
+@pytest.mark.parametrize(
+    ("fails", "error", "sleeps"),
+    [
+        ("vllm", BackendUnavailable("restarts"), "gguf"),
+        ("vllm", BackendProtocolError("reset"), "gguf"),
+        ("gguf", ContextLengthExceeded("too long"), "vllm"),
+    ],
+    ids=["refused", "reset", "too long"],
+)
+async def test_one_that_sleeps_is_woken_where_it_is_quick_or_nobody_else_ever_could(
+    fails: str, error: BackendError, sleeps: str
+) -> None:
+    failing, sleeping = Failing(fails, error), Sleeping(sleeps)
+    routed = await router(Upstream(failing), Upstream(sleeping), policy=f"{fails}_first").dispatch(REQUEST)
+    assert (routed.upstream.kind, sleeping.wakes) == (sleeps, 1)
+    routed.close()
