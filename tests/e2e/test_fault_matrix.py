@@ -147,6 +147,8 @@ async def test_connections_refused_move_to_the_other_upstream_and_are_told_witho
         await rogue.stop()
         answer = await ask(gateway)
         assert (answer.status_code, answer.headers["x-upshift-reason"]) == (200, "failover")
+        assert failures_in_a_row(gateway) == 1
+        assert await gateway.metric("upshift_retries_total", model="m") == 1
         refused = await ask(alone)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "backend_unavailable")
         assert int(refused.headers["retry-after"]) >= 1
@@ -273,6 +275,8 @@ async def test_behind_a_partition_calls_end_in_time_and_new_ones_are_served_else
             mute.hears.clear()
             first = await asyncio.gather(*(ask(gateway) for _ in range(2)))
             assert {answer.status_code for answer in first} == {504}
+            await until(lambda: mute.stuck == 0)
+            assert failures_in_a_row(gateway) == 2
             answer = await ask(gateway)
             assert (answer.status_code, answer.headers["x-upshift-backend"]) == (200, "gguf")
             await assert_nothing_is_left(gateway)
