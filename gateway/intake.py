@@ -16,6 +16,8 @@ from gateway import caps
 from gateway.errors import BodyTooLarge, InvalidBody, UnsupportedMedia
 from gateway.media import check_media
 
+# OpenAI's default for an answer to a completion.
+COMPLETION_TOKENS = 16
 # A prompt of any length has few brackets; ten megabytes of them cost seconds and half a gigabyte to decode.
 MAX_BRACKETS = 200_000
 
@@ -117,6 +119,17 @@ def _salted(body: bytes, document: tuple[tuple[str, Any], ...], salt: str) -> by
     if any(name == "cache_salt" for name, _ in document):
         raise InvalidBody("`cache_salt` is set by the gateway.", param="cache_salt")
     return b'{"cache_salt":"%b",%b' % (salt.encode(), body[body.index(b"{") + 1 :])
+
+
+def capped(request: InferenceRequest, most_tokens: int, usual_tokens: int) -> tuple[InferenceRequest, int]:
+    """`request`, which names no cap, with one that keeps all its answers together within `most_tokens`; and of how many
+    tokens each is thought to be, `usual_tokens` if it may have so many."""
+    room = max(most_tokens // request.choices, 1)
+    if request.operation is Operation.COMPLETION:
+        room = min(room, COMPLETION_TOKENS)
+    # Behind everything else: of a field that is there twice, as null before, readers take the last.
+    body = b'%b,"max_tokens":%d}' % (request.body[: request.body.rindex(b"}")], room)
+    return request._replace(body=body, max_output_tokens=room), min(room, usual_tokens)
 
 
 _NO_FEATURES: frozenset[str] = frozenset()

@@ -101,6 +101,15 @@ class RateLimiter:
         self._running = OWN + worker
         self._given_back = OWN + store.workers + worker
 
+    def most_tokens(self, principal: Principal, model: str) -> int | None:
+        """What one request of `principal` to `model` may take at most, by whoever pays for it; None without a cap."""
+        most = principal.limits.max_tokens_per_request
+        for account in self._beside.get(model, ()) if self._beside else ():
+            cap = account.limits.max_tokens_per_request
+            if cap is not None and (most is None or cap < most):
+                most = cap
+        return most
+
     def reserve(self, principal: Principal, estimated_tokens: int, model: str = "") -> Reservation:
         """Takes one request, the estimated tokens and one of the concurrent places, or nothing at all.
 

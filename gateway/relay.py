@@ -111,8 +111,10 @@ class _Exchange:
         record.stream = request.stream
         record.model = model = router.catalog.resolve(request.model).model
         check_model(principal, model)
-        cap = request.max_output_tokens
-        estimate = estimate_tokens(record.bytes_in, cap, request.choices, DEFAULT_OUTPUT_TOKENS)
+        cap, default = request.max_output_tokens, DEFAULT_OUTPUT_TOKENS
+        if cap is None and (most := door.limiter.most_tokens(principal, model)) is not None:
+            request, default = intake.capped(request, most - estimate_tokens(record.bytes_in, 0, 1, 0), default)
+        estimate = estimate_tokens(record.bytes_in, cap, request.choices, default)
         if door.shared is None:
             self._reservation = door.limiter.reserve(principal, estimate, model)
         else:

@@ -163,6 +163,40 @@ async def test_every_way_to_ask_for_more_is_counted(tmp_path: Path, fields: dict
         assert remaining(answer, "tokens") == 10_000 - prompt_tokens(answer) - asked
 
 
+@pytest.mark.parametrize("total", [5000, 350])
+@pytest.mark.parametrize("fields", [{}, {"max_tokens": None, "n": None}, {"n": 3}], ids=str)
+async def test_request_without_a_cap_gets_what_it_may_take(tmp_path: Path, fields: dict[str, Any], total: int) -> None:
+    backend = FakeBackend()
+    shared = {"models": {"fake": {"max_tokens_per_request": 999}}, "total": {"max_tokens_per_request": total}}
+    limits = edge(tmp_path, shared, max_tokens_per_request=400, tokens_per_minute=10_000)
+    async with serving(backend, edge=limits) as gateway:
+        answer = await ask(gateway, **fields)
+        choices = fields.get("n") or 1
+        room = (min(400, total) - prompt_tokens(answer)) // choices
+        assert json.loads(backend.requests[0].body)["max_tokens"] == room
+        # What is reserved for it is what is reserved for any other.
+        assert remaining(answer, "tokens") == 10_000 - prompt_tokens(answer) - min(256, room) * choices
+
+
+async def test_request_with_a_cap_is_passed_on_as_it_is(tmp_path: Path) -> None:
+    backend = FakeBackend()
+    async with serving(backend, edge=edge(tmp_path, max_tokens_per_request=400)) as gateway:
+        for name in ("max_tokens", "max_completion_tokens", "n_predict"):
+            answer = await ask(gateway, ALICE, **{name: 7})
+            assert backend.requests[-1].body == answer.request.content
+        assert (await ask(gateway, n=128)).status_code == 200
+        assert (await ask(gateway, n=128, messages=["x" * 1600])).status_code == 400
+
+
+async def test_completion_without_a_cap_keeps_openais_default(tmp_path: Path) -> None:
+    backend = FakeBackend()
+    async with serving(backend, edge=edge(tmp_path, max_tokens_per_request=400)) as gateway:
+        asked = {"model": "fake", "prompt": "a"}
+        for more, sent in (({}, 16), ({"max_tokens": 90}, 90)):
+            await gateway.client.post("/v1/completions", json=asked | more, headers={"x-api-key": ALICE})
+            assert json.loads(backend.requests[-1].body)["max_tokens"] == sent
+
+
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "n"])
 @pytest.mark.parametrize("value", ["5", 5.0, True, [5]], ids=repr)
 async def test_caps_of_another_type_are_refused_by_name(name: str, value: object) -> None:
