@@ -6,6 +6,8 @@ Neighbours: factory.py and vllm/command.py (put this into plans), room.py (weigh
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from backends.fit import MEMORY, NOTHING, Claim, gguf_fit
 from backends.hardware import Hardware
@@ -48,6 +50,26 @@ def vllm_claim(model: ModelSettings, hardware: Hardware) -> Claim:
         share = int((settings.memory_share or SHARE) * total)
         sizes[place] = fit.needs.total_bytes if fit and settings.kv_cache_bytes else share
     return Claim(sizes)
+
+
+def loaded_claim(claim: Claim, pid: int | None) -> Claim:
+    """`claim` of an engine that is loaded, as process `pid`. Of what could go unseen, that has not which the process
+    has as memory of its own: llama.cpp copies the weights of some types into another order, and leaves others mapped.
+    """
+    if not claim.unseen or pid is None:
+        return claim
+    mapped = max(claim.sizes.get(MEMORY, 0) - _own_bytes(pid), 0)
+    return replace(claim, unseen=min(claim.unseen, mapped))
+
+
+def _own_bytes(pid: int) -> int:
+    """0 where nobody can tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0
+    found = next((line.split()[1] for line in lines if line.startswith("RssAnon:")), "0")
+    return 1024 * int(found)
 
 
 def free_memory(hardware: Hardware) -> Mapping[str, int]:

@@ -83,6 +83,11 @@ class EngineBackend:
         return self._process.asleep
 
     @property
+    def pid(self) -> int | None:
+        """Of its process, if there is one."""
+        return self._process.pid
+
+    @property
     def restarts(self) -> int:
         """How often the engine had to be started again."""
         return self._process.restarts

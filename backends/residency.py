@@ -17,7 +17,7 @@ from functools import partial
 
 from backends.base import BackendState
 from backends.borrowed import BorrowedEngine
-from backends.claim import free_memory
+from backends.claim import free_memory, loaded_claim
 from backends.engine import EngineBackend
 from backends.fit import NOTHING, Claim
 from backends.hardware import Hardware, detect
@@ -74,7 +74,10 @@ class _Tenant:
         yields = self.engine.idle_stop_seconds is not None or self.leaves or self.going is not None
         idle_seconds = 0.0 if self.leaves or self.going is not None else now - self.used_at
         standing = self.standing or Standing.ASKS
-        return Occupant(self.engine.engine, self.claim or NOTHING, standing, yields, idle_seconds)
+        claim = self.claim or NOTHING
+        if standing is Standing.LOADED:
+            claim = loaded_claim(claim, self.engine.pid)
+        return Occupant(self.engine.engine, claim, standing, yields, idle_seconds)
 
     def look(self, now: float) -> None:
         if self.use.used() or self.engine.state is not BackendState.READY:

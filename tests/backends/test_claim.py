@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from backends.claim import free_memory, gguf_claim, vllm_claim
+from backends.claim import free_memory, gguf_claim, loaded_claim, vllm_claim
 from backends.factory import create_backends
-from backends.fit import GIB, MEMORY, MIB, NOTHING, gguf_fit
+from backends.fit import GIB, MEMORY, MIB, NOTHING, Claim, gguf_fit
 from backends.gguf.demo import DEMO_MODEL_PATH
 from backends.gguf.shape import read_shape
 from backends.launch import EnginePlan
@@ -80,3 +81,13 @@ def test_plans_claim_for_their_engine() -> None:
     create_backends(both, engine)
     assert [plan.idle_stop_seconds for plan in plans] == [60, 600]
     assert [plan.claim(SMALL) for plan in plans] == [gguf_claim(both, SMALL), vllm_claim(both, SMALL)]
+
+
+def test_what_a_process_has_of_its_own_is_seen() -> None:
+    held = bytearray(b"x") * (64 * MIB)
+    claim = Claim({MEMORY: len(held) + GIB}, GIB)
+    unseen = loaded_claim(claim, os.getpid()).unseen
+    assert unseen < GIB, "this process has more than that of its own"
+    assert loaded_claim(Claim({MEMORY: 64 * GIB}, GIB), os.getpid()).unseen == GIB
+    for nobody in (None, 2**22 + 1):
+        assert loaded_claim(claim, nobody) == claim
