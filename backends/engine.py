@@ -112,6 +112,10 @@ class EngineBackend:
         """Each load of the model waits for `admitted`, and is put off for a while where that gives a reason."""
         self._process.admitted = admitted
 
+    def hold_up(self, why: str) -> None:
+        """Tells, as `failure`, why it still waits for that."""
+        self._process.hold_up(why)
+
     async def start(self) -> None:
         """Begins to load the model; returns at once. Also after `stop`."""
         if self.state is BackendState.DRAINING:

@@ -166,6 +166,11 @@ class EngineProcess:
             self.failure = ""
             self.progress = 0.0
 
+    def hold_up(self, why: str) -> None:
+        """It is STARTING and waits for something else than itself: `failure` says for what."""
+        self.failure = why
+        self._tell()
+
     async def wait_ready(self, timeout_seconds: float) -> None:
         """Returns when the engine is READY. Raises EngineStartFailed when it will not be, BackendTimeout when it is not
         yet."""

@@ -211,6 +211,7 @@ class Residency:
             if not tenants[index].told:
                 tenants[index].told = True
                 logger.info("engine %s waits: %s", tenants[index].engine.engine, why)
+                tenants[index].engine.hold_up(f"waits for memory: {why}")
         for index in ruling.sleep:
             self._put_to_sleep(tenants[index], "yields its memory to another")
 

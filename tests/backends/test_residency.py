@@ -289,9 +289,10 @@ async def test_one_that_is_in_use_does_not_yield_until_it_is_done(make: Make) ->
             uses.calm.clear()
             await uses.calm.wait()
         assert (asks.state, asks.pid, busy.pid) == (BackendState.STARTING, None, pid)
+        assert second.failure == "waits for memory: it needs 4.0 GiB, and 3.0 GiB is free"
         uses.used = False
         await second.wait_ready(LIMIT_SECONDS)
-        assert first.asleep
+        assert (first.asleep, second.failure) == (True, "")
 
 
 async def test_who_asks_for_room_can_be_stopped(make: Make) -> None:
