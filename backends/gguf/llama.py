@@ -102,7 +102,7 @@ class Model:
         params.progress_callback = progress
         self._model = C.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
-            raise LlamaError(f"{path} is not a model that llama.cpp can load{_last_words()}")
+            raise LlamaError(_why_not(path))
         self.path = path
         self._vocab = C.llama_model_get_vocab(self._model)
         if not self._vocab or C.llama_model_has_encoder(self._model) or not C.llama_model_has_decoder(self._model):
@@ -386,6 +386,15 @@ def _shape_of(path: Path) -> ModelShape | None:
         return read_shape(path)
     except GgufError:
         return None
+
+
+def _why_not(path: Path) -> str:
+    """Why llama.cpp does not load it. Of a damaged header it says no more than that it is one."""
+    try:
+        read_shape(path)
+    except GgufError as error:
+        return str(error)
+    return f"{path} is not a model that llama.cpp can load{_last_words()}"
 
 
 def _check_magic(path: Path) -> None:

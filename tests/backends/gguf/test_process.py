@@ -32,11 +32,11 @@ def corrupt(tiny_model: Path, folder: Path, *, cut: int | None = None, patch: di
         ("folder", "Is a directory"),
         ("text", "not a GGUF file"),
         ("empty", "not a GGUF file"),
-        ("header-only", "not a model"),
-        ("half", "corrupted or incomplete"),
-        ("version", "not a model"),
-        ("counts", "not a model"),
-        ("strings", "not a model"),
+        ("header-only", "its header goes on behind its end"),
+        ("half", "it is cut short:"),
+        ("version", "version 2147483647 is not known"),
+        ("counts", "has 18,446,744,073,709,551,615 entries"),
+        ("strings", "a name of 9,223,372,036,854,775,807 bytes"),
     ],
 )
 def test_a_file_that_is_no_model_is_named_with_the_cause(
