@@ -72,7 +72,7 @@ class VllmSettings(RemoteSettings):
     `discover`)."""
 
     urls: _Urls | None = None
-    """Base URLs of vLLM servers, all of which serve the model under the same name."""
+    """Base URLs of vLLM servers, each once, all of which serve the model under the same name."""
 
     discover: Discover | None = None
     """Instead of `urls`: a name in DNS behind which there are replicas, `dns://vllm-headless:8000` for its addresses,

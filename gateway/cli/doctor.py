@@ -54,6 +54,8 @@ def doctor(file: Path | None, profile: str | None, machine: Path | None, as_json
     problems = [problem] if problem else []
     if diagnosis is not None:
         problems += diagnosis.problems
+    if settings is not None and machine is None and settings.profile != "dev":
+        problems += _missing_files(settings)
     if settings is not None and any(model.gguf is not None and model.gguf.source for model in settings.models):
         problems += [text for text in (engines.get("gguf", ("", "")))[1:] if text]
     if as_json:
@@ -99,6 +101,14 @@ def _diagnose(settings: Settings, hardware: Hardware, *, elsewhere: bool) -> Dia
 
     around: Surroundings = full_survey(settings, hardware)
     return diagnose(settings, dataclasses.replace(around, vllm_installed=True) if elsewhere else around)
+
+
+def _missing_files(settings: Settings) -> Iterator[str]:
+    """What keeps `serve` from launching a vLLM here."""
+    for model in settings.models:
+        if model.vllm is not None and model.vllm.source is not None:
+            for setting, text in models.problems_with_vllm(model.vllm):
+                yield f"{model.name}: vllm.{setting}: {text}"
 
 
 def _gguf_engine() -> tuple[str, str]:

@@ -211,6 +211,20 @@ def test_people_read_the_same(config: Path, capsys: pytest.CaptureFixture[str]) 
     assert "vllm  http://gpu-0:8000: served, runs elsewhere" in told
 
 
+def test_what_a_vllm_launched_here_lacks_is_a_problem_as_it_is_for_serve(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "upshift.yaml"
+    file.write_text(
+        "models:\n  - {name: a, vllm: {source: ./gone}}\n"
+        "  - {name: b, vllm: {source: org/b, python: ./venv/bin/python}}\n"
+    )
+    assert main(["doctor", "--config", str(file), "--profile", "prod"]) == 1
+    told = capsys.readouterr().out
+    assert f"problem   a: vllm.source: there is no folder {tmp_path}/gone; give a folder" in told
+    assert f"problem   b: vllm.python: there is no interpreter {tmp_path}/venv/bin/python" in told
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
