@@ -13,17 +13,18 @@ from contextlib import suppress
 from pathlib import Path
 
 SOCKET = "engine.sock"
-# sockaddr_un holds 108 bytes with the NUL at the end.
-_MAX_SOCKET_PATH_BYTES = 107
+# sockaddr_un holds 108 bytes with the NUL at the end. The longest path in the folder is that of a socket between
+# processes of vLLM: "/rpc/" and a UUID.
+_MAX_FOLDER_BYTES = 107 - 41
 
 
 def new_folder() -> Path:
-    """A name that nobody can guess, made when it is needed. In /tmp where the configured folder would make the socket's
-    path too long for the kernel."""
+    """A name that nobody can guess, made when it is needed. In /tmp where the configured folder would make paths of
+    sockets too long for the kernel."""
     name = f"upshift-{secrets.token_hex(8)}"
     for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 - the name is random and the folder 0700
         folder = Path(parent, name)
-        if len(os.fsencode(folder / SOCKET)) <= _MAX_SOCKET_PATH_BYTES:
+        if len(os.fsencode(folder)) <= _MAX_FOLDER_BYTES:
             break
     return folder
 

@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from backends import probe
+from backends import probe, segments
 from backends.base import BackendState
 from backends.child import Child
 from backends.errors import BackendTimeout, EngineStartFailed
@@ -257,6 +257,8 @@ class EngineProcess:
             child.close()
             watch.cancel()
             await asyncio.wait({watch})
+            # Where the guard over vLLM's processes was killed, nobody else is left to do it.
+            await asyncio.to_thread(segments.remove, self.folder / segments.NOTES, child.pid)
         return exit_code, self._verdict or cause(exit_code, child.output.lines, self._kind.sign)
 
     def _hear(self, line: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -90,6 +91,16 @@ class VllmUnderTest:
         """vLLM's own, read past the gateway."""
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), timeout=30) as client:
             return client.get("http://vllm/metrics").text
+
+
+def held_files(pids: Iterable[int]) -> set[Path]:
+    """What these processes have mapped in /dev/shm, and the sockets that they have in the file system."""
+    maps = [line for pid in pids for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    mapped = {line.split()[5] for line in maps if " /dev/shm/" in line}
+    open_files = [os.readlink(file) for pid in pids for file in Path(f"/proc/{pid}/fd").iterdir()]
+    unix = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    sockets = {words[7] for words in unix if len(words) == 8 and f"socket:[{words[6]}]" in open_files}
+    return {path for path in map(Path, mapped | sockets) if path.exists()}
 
 
 def _is_guard(words: list[bytes]) -> bool:

@@ -2,9 +2,10 @@
 
 vLLM is a tree of processes, and none of them notices that the gateway was killed. This one does: it ends when its stdin
 closes, and takes every process below it along, whatever groups they made. SIGTERM and SIGINT are passed on to the
-command; its end is this one's end, with the same exit code or by the same signal. Where nobody else is left to do it,
-it also removes the socket and its folder. Standard library only: it starts in 30 ms.
-Neighbours: child.py (holds the stdin), command.py (puts this in front of vLLM).
+command; its end is this one's end, with the same exit code or by the same signal. What vLLM leaves in files goes with
+it: the sockets between its processes, its shared memory, and where nobody else is left to do it, the socket and its
+folder. Standard library only: it starts in 30 ms.
+Neighbours: child.py (holds the stdin), command.py (puts this in front of vLLM), segments.py (the shared memory).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ctypes
 import os
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,51 +22,77 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+if __name__ == "__main__":
+    # Run as a file, in an interpreter that knows nothing of us.
+    sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from backends.segments import NOTES, Segments, remove
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _CANNOT_RUN = 127
 _PAUSE_SECONDS = 0.005
+# How long shared memory may exist before we know whose it is.
+_LOOK_SECONDS = 1
+# Below the socket's folder: the sockets between vLLM's processes.
+_RPC = "rpc"
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def main(socket_path: str, command: list[str]) -> int:
-    """Runs `command`, which listens at `socket_path`, to its end. Returns its exit code; negative for a signal."""
-    libc = ctypes.CDLL(None, use_errno=True)
+    """Runs `command`, which listens at `socket_path`, to its end. Returns its exit code; negative for a signal. The
+    socket's folder is for this engine alone."""
+    folder = Path(socket_path).parent
     # Orphans below us become our children and not init's: they can be found.
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     wakes, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, lambda *_: None)
-    guard = os.getpid()
-
-    def die_with_guard() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != guard:
-            os._exit(1)
-
+    _remove_leavings(folder)  # of a guard before us that was killed
+    segments = Segments(folder / NOTES)
     try:
-        # One thread, so that what runs between fork and exec is safe.
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=die_with_guard)  # noqa: PLW1509
+        process = _start(command, folder)
     except OSError as error:
         print(f"{command[0]} cannot be run: {error.strerror}", file=sys.stderr)  # noqa: T201
+        _remove_leavings(folder)
         return _CANNOT_RUN
     try:
-        code = _attend(process, wakes)
+        code = _attend(process, wakes, segments)
+        _look(segments)
     finally:
         _end_all()
+        _remove_leavings(folder)
     if code is None:
         _remove(Path(socket_path))
         return -signal.SIGKILL
     return code
 
 
-def _attend(process: subprocess.Popen[bytes], wakes: int) -> int | None:
+def _start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
+    guard = os.getpid()
+
+    def die_with_guard() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != guard:
+            os._exit(1)
+
+    # By itself vLLM has them in /tmp, where those of killed processes stay.
+    with suppress(OSError):
+        (folder / _RPC).mkdir(mode=0o700)
+    environment = {"VLLM_RPC_BASE_PATH": str(folder / _RPC), **os.environ}
+    # One thread, so that what runs between fork and exec is safe.
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, preexec_fn=die_with_guard)  # noqa: PLW1509
+
+
+def _attend(process: subprocess.Popen[bytes], wakes: int, segments: Segments) -> int | None:
     """Returns when the command has ended, or None at once when nobody holds our stdin any more."""
     poll = select.poll()
     poll.register(sys.stdin, select.POLLIN | select.POLLHUP)
     poll.register(wakes, select.POLLIN)
     while True:
-        ready = {descriptor for descriptor, _ in poll.poll()}
+        ready = {descriptor for descriptor, _ in poll.poll(_LOOK_SECONDS * 1000)}
         if wakes in ready:
             for number in os.read(wakes, 4096):
                 if number != signal.SIGCHLD:
@@ -75,6 +103,19 @@ def _attend(process: subprocess.Popen[bytes], wakes: int) -> int | None:
         if code is not None:
             return code
         _reap_adopted(process.pid)
+        _look(segments)
+
+
+def _look(segments: Segments) -> None:
+    # A full disk is no reason to end vLLM.
+    with suppress(OSError):
+        segments.look(lambda: _below(os.getpid()))
+
+
+def _remove_leavings(folder: Path) -> None:
+    with suppress(OSError):
+        remove(folder / NOTES)
+    shutil.rmtree(folder / _RPC, ignore_errors=True)
 
 
 def _remove(socket_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -16,7 +17,7 @@ from openai import OpenAI
 from tests.benchmarks.parity import agreement, one_of_each
 from tests.e2e.gateway import engines_below
 from tests.engine import is_alive, wait_for
-from tests.vllm import VllmUnderTest
+from tests.vllm import VllmUnderTest, held_files
 
 pytestmark = pytest.mark.vllm
 
@@ -88,6 +89,7 @@ async def _ask_until(done: asyncio.Event, client: httpx.AsyncClient, *, stream: 
         error = '"error"' in answer.text
         whole = answer.status_code == 200 and ("data: [DONE]" in answer.text or not stream) and not error
         assert whole or error, answer.text[-500:]
+        assert not (error and "data: [DONE]" in answer.text), "vLLM's own error event has one behind it"
         seen.append(Seen(stream, answer.status_code, answer.headers.get("x-upshift-backend", ""), whole))
     return seen
 
@@ -99,12 +101,16 @@ async def test_any_process_of_it_may_be_killed_under_load(vllm: VllmUnderTest, v
     if victim not in before:
         pytest.skip("on one GPU the engine is its own worker")
     done = asyncio.Event()
+    files, socket = held_files(before.values()), vllm.socket
+    assert {file.parent for file in files} == {socket.parent, socket.parent / "rpc", Path("/dev/shm")}
+    files.discard(socket)  # the next one listens there as well
     async with httpx.AsyncClient(base_url=vllm.gateway.url, timeout=300) as client, asyncio.TaskGroup() as group:
         asking = [group.create_task(_ask_until(done, client, stream=number % 2 == 0)) for number in range(6)]
         await asyncio.to_thread(wait_for, lambda: vllm.gateway.in_flight() >= 6)
         os.kill(before[victim], signal.SIGKILL)
         await asyncio.to_thread(wait_for, lambda: vllm.state() != "ready", 120)
         await asyncio.to_thread(wait_for, lambda: not any(map(is_alive, before.values())), 60)
+        await asyncio.to_thread(wait_for, lambda: not any(file.exists() for file in files), 30)
         done.set()
     seen = [each for task in asking for each in task.result()]
     assert {each.status for each in seen} == {200}, "before the first byte GGUF takes over"

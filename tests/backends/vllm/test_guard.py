@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import pytest
 
+from backends.segments import NOTES, remove
 from backends.vllm import guard
+from tests.e2e.gateway import children_of
 from tests.engine import is_alive, wait_for
 
 # A grandchild in a session of its own, that would outlive any signal to the group; it prints its pid.
@@ -103,3 +106,91 @@ def test_a_command_that_cannot_be_run_is_named() -> None:
     command = [sys.executable, "-I", "-S", guard.__file__, "/e.sock", "/nonexistent/python", "-m", "vllm"]
     ended = subprocess.run(command, stdin=subprocess.PIPE, capture_output=True, text=True, timeout=30, check=False)
     assert (ended.returncode, ended.stderr) == (127, "/nonexistent/python cannot be run: No such file or directory\n")
+
+
+# Makes what vLLM's processes make, prints what it is called, and is killed; so is what Python has to clean up with.
+MAKES = """
+import multiprocessing, os, socket, sys
+from multiprocessing import resource_tracker, shared_memory
+memory = shared_memory.SharedMemory(create=True, size=4096)
+lock = multiprocessing.get_context("spawn").Lock()
+os.kill(resource_tracker._resource_tracker._pid, 9)
+between = socket.socket(socket.AF_UNIX)
+between.bind(os.environ["VLLM_RPC_BASE_PATH"] + "/5f1ce0d1")
+print("/dev/shm/" + memory.name, "/dev/shm/sem." + lock._semlock.name.strip("/"), between.getsockname(), flush=True)
+sys.stdin = open("/dev/null")
+import time
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def leaving(socket: Path) -> Iterator[tuple[Guarded, list[Path]]]:
+    """A guard over a process that leaves files behind when it is killed, and these."""
+    process = start(f"exec {sys.executable} -c '{MAKES}'", socket)
+    assert process.stdout is not None
+    yield process, [Path(name) for name in process.stdout.readline().split()]
+    process.kill()
+    process.communicate(timeout=30)
+
+
+@pytest.fixture
+def theirs() -> Iterator[Path]:
+    """Shared memory of somebody else, made while the guard looks."""
+    memory = SharedMemory(create=True, size=4096)
+    yield Path("/dev/shm", memory.name)
+    memory.close()
+    memory.unlink()
+
+
+def test_what_a_killed_command_leaves_in_files_is_removed(
+    leaving: tuple[Guarded, list[Path]], theirs: Path, socket: Path
+) -> None:
+    process, files = leaving
+    assert [file.exists() for file in files] == [True] * 3
+    notes = socket.parent / NOTES
+    wait_for(lambda: notes.exists() and len(notes.read_text().split()) == 2)
+    (command,) = children_of(process.pid)
+    os.kill(command, signal.SIGKILL)
+    assert process.wait(timeout=30) == -signal.SIGKILL
+    assert [file.exists() for file in files] == [False] * 3
+    assert theirs.exists()
+    assert [path.name for path in socket.parent.iterdir()] == [socket.name]
+
+
+def test_what_it_leaves_when_nobody_holds_its_stdin_is_removed_at_once(
+    leaving: tuple[Guarded, list[Path]], theirs: Path, socket: Path
+) -> None:
+    process, files = leaving
+    assert process.stdin is not None
+    process.stdin.close()
+    process.wait(timeout=30)
+    process.stdin = None
+    assert [file.exists() for file in files] == [False] * 3
+    assert theirs.exists()
+    assert not socket.parent.exists()
+
+
+def test_what_is_left_when_the_guard_is_killed_is_known(
+    leaving: tuple[Guarded, list[Path]], theirs: Path, socket: Path
+) -> None:
+    process, files = leaving
+    notes = socket.parent / NOTES
+    wait_for(lambda: notes.exists() and len(notes.read_text().split()) == 2)
+    process.kill()
+    process.wait(timeout=30)
+    remove(notes, session=process.pid)
+    assert [file.exists() for file in files[:2]] == [False] * 2
+    assert theirs.exists()
+    again = start("ls -A $VLLM_RPC_BASE_PATH | wc -l", socket)
+    assert line(again) == 0
+    assert again.wait(timeout=30) == 0
+    again.communicate()
+    assert not files[2].parent.exists()
+
+
+def test_a_place_of_the_users_own_for_the_sockets_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_RPC_BASE_PATH", str(tmp_path))
+    process = start("test $VLLM_RPC_BASE_PATH = " + str(tmp_path))
+    assert process.wait(timeout=30) == 0
+    process.communicate()
