@@ -32,6 +32,8 @@ SLOW_SECONDS = 20.0
 SLICE_SECONDS = 30.0
 MIB = 1 << 20
 _CHUNK = b"data: " + b"x" * 16_376 + b"\n\n"
+# For whoever looks whether the model is there; it passes for a chat as well.
+_MODELS = b'{"object": "list", "data": [{"id": "bench"}]}'
 
 
 def descriptors(pid: int) -> int:
@@ -89,8 +91,8 @@ async def settled(contestant: Contestant, seconds: float = 30) -> None:
 async def giant(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """An engine that says STREAM_BYTES to whoever wants a stream, as fast as they are read."""
     if b'"stream":true' not in await reader.read(1 << 16):
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n")
-        writer.write(b"connection: close\r\n\r\n{}")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n")
+        writer.write(b"content-length: %d\r\n\r\n%b" % (len(_MODELS), _MODELS))
         writer.close()
         return
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -155,6 +157,10 @@ def steady(contestant: Contestant, mock: Mock, minutes: float) -> list[str]:
             requests += window.requests
             errors += sum(window.errors.values())
         memory.append(resident_bytes(contestant.pids) / MIB)
+        left = max(until - time.monotonic(), 0) / 60
+        print(
+            f"steady: {requests} requests, {errors} errors, {memory[-1]:.1f} MiB, {left:.1f} min to go", file=sys.stderr
+        )
     third = max(len(memory) // 3, 1)
     early, late = statistics.mean(memory[:third]), statistics.mean(memory[-third:])
     print(
