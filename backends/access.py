@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,11 @@ class Access:
         self.key.refresh()
         if self.tls is not None:
             self.tls.refresh()
+
+
+def call_headers(request_id: str, credentials: Sequence[Header]) -> list[Header]:
+    """What goes with every inference call: that it is JSON, whose request it is, and what lets us in."""
+    return [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode()), *credentials]
 
 
 def access_to(address: str, remote: RemoteSettings) -> Access:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from backends.access import Header, call_headers
 from backends.base import BackendResponse, BackendState, InferenceRequest, Operation
 from backends.errors import (
     BackendError,
@@ -28,8 +29,6 @@ _MAX_RETRY_AFTER_SECONDS = 3600.0
 
 _TYPES = frozenset((b"application/json", b"text/event-stream"))
 _USUAL_TYPES = _TYPES | {b"text/event-stream; charset=utf-8"}
-
-Header = tuple[bytes, bytes]
 
 # How a prompt that does not fit is told by llama-server, in `type`, and by vLLM, in words alone.
 _KIND = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -67,11 +66,7 @@ class OpenAIBackend:
 
     async def send(self, request: InferenceRequest) -> BackendResponse:
         """As the protocol says; `chunks` may raise BackendProtocolError and BackendTimeout."""
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"x-request-id", request.request_id.encode()),
-            *self.credentials,
-        ]
+        headers = call_headers(request.request_id, self.credentials)
         if request.headers:
             headers += _end_to_end(request.headers)
         try:

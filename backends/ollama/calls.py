@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from backends.access import Header, call_headers
 from backends.base import BackendResponse, BackendState, InferenceRequest
 from backends.errors import (
     BackendError,
@@ -27,8 +28,6 @@ from backends.ollama.request import PATHS, native_request
 MAX_ERROR_BODY_BYTES = 64 * 1024
 _MAX_MESSAGE_CHARACTERS = 2000
 _SHOWN_MODELS = 5
-
-Header = tuple[bytes, bytes]
 
 
 class OllamaCalls:
@@ -59,11 +58,7 @@ class OllamaCalls:
 
     async def send(self, request: InferenceRequest) -> BackendResponse:
         """As the protocol says. A field that Ollama has nothing for is InvalidRequest, before anything is sent."""
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"x-request-id", request.request_id.encode()),
-            *self.credentials,
-        ]
+        headers = call_headers(request.request_id, self.credentials)
         try:
             body = json.dumps(native_request(request, self._model, self._context_tokens)).encode()
             response = await self._client.request("POST", PATHS[request.operation], headers, body)
