@@ -111,7 +111,7 @@ def ask_until(over: threading.Event, answers: Generator[bool]) -> tuple[int, lis
 @pytest.mark.engine
 @pytest.mark.parametrize(
     ("balancer", "server", "rounds"),
-    [(nginx, "{}", 3), (haproxy, "{drain_delay_seconds: 2, workers: 2}", 2)],
+    [(nginx, "{}", 3), (haproxy, "{drain_delay_seconds: 3, workers: 2}", 2)],
     ids=["nginx, which asks nobody", "HAProxy, which looks at readiness and tries once"],
 )
 def test_restarts_in_turn_fail_nobody(
@@ -131,12 +131,14 @@ def test_restarts_in_turn_fail_nobody(
         pool = stack.enter_context(ThreadPoolExecutor(len(KINDS)))
         stack.callback(over.set)
         clients = [pool.submit(ask_until, over, kind(port, number)) for number, kind in enumerate(KINDS)]
+        for instance in instances:
+            wait_for(partial(_serves, instance, clients), START_SECONDS)
         for _ in range(rounds):
             for instance in instances:
-                # As a rolling update does it: the next one when this one has its share again.
-                wait_for(partial(_serves, instance, clients), START_SECONDS)
                 instance.stop()
                 instance.start()
+                # As a rolling update does it: the next one when the balancer has taken this one back.
+                wait_for(partial(_serves, instance, clients), START_SECONDS)
         over.set()
         ends = [client.result() for client in clients]
     assert [error for _, errors in ends for error in errors] == []
