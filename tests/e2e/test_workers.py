@@ -145,7 +145,7 @@ def test_worker_that_ends_takes_at_most_its_own_streams_and_is_replaced(
     answers = [ask(gateway) for _ in range(20)]
     assert {answer.status_code for answer in answers} == {200}
     wait_for(lambda: counted(gateway, "upshift_workers") == 2)
-    assert time.monotonic() - killed_at < 5
+    assert time.monotonic() - killed_at < 20
     assert len(workers_of(gateway) - before) == 1
     assert gateway.engine_pid() == engine
     assert counted(gateway, "upshift_requests_total") >= finished + len(answers)
