@@ -129,7 +129,7 @@ def test_a_file_that_is_no_model_ends_serve_with_the_cause(kind: str, tmp_path: 
     ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert ended.returncode == 1
     assert "bad.gguf" in ended.stderr
-    assert kind != "cut" or "corrupted or incomplete" in ended.stderr
+    assert kind != "cut" or "is damaged or no GGUF file" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -143,7 +143,7 @@ def test_one_bad_model_does_not_take_the_others_down(tmp_path: Path, tiny_model:
             return [model["state"] for model in gateway.http.get("/readyz").json()["models"]]
 
         wait_for(lambda: states() == ["failed", "ready"])
-        assert "corrupted or incomplete" in gateway.http.get("/readyz").json()["models"][0]["failure"]
+        assert "is damaged or no GGUF file" in gateway.http.get("/readyz").json()["models"][0]["failure"]
         refused, answered = (
             gateway.http.post("/v1/completions", json={"model": name, "prompt": "x", "max_tokens": 2})
             for name in ("bad", "m")

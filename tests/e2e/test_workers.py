@@ -203,7 +203,7 @@ def test_model_that_does_not_load_ends_all_of_it(tmp_path: Path, tiny_model: Pat
     command = [sys.executable, "-m", "gateway.cli", "serve", "--model", str(path), "--port", "0", "--workers", "2"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert ended.returncode == 1
-    assert "corrupted or incomplete" in ended.stderr
+    assert "is damaged or no GGUF file" in ended.stderr
     assert "no model can be served" in ended.stderr
     assert "Traceback" not in ended.stderr
 
