@@ -206,7 +206,7 @@ async def test_one_that_waits_for_another_backend_does_not_hold_up_the_rest() ->
 OUTCOMES = [None, BackendOverloaded("busy"), BackendProtocolError("reset"), RuntimeError("unforeseen")]
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32), limits=st.lists(st.sampled_from([1, 2, 5]), min_size=1, max_size=3))
 async def test_nothing_stays_in_flight_whatever_happens(  # noqa: C901 - one story
     seed: int, limits: list[int]
