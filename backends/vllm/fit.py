@@ -180,8 +180,15 @@ def _cpu_fit(shape: ModelShape, settings: VllmSettings, available_bytes: int, co
         return fit
     if one > room and empty.total_bytes + one <= available_bytes:
         return replace(fit, changes=(f"kv_cache_bytes: {one}", f"context_tokens: {_longest(shape, place, room)}"))
+    if settings.kv_cache_bytes is not None and (less := _less_cache(fit)) >= one:
+        return replace(fit, changes=(f"kv_cache_bytes: {less}",))
     rest = available_bytes - fit.needs.total_bytes + fit.needs.weight_bytes
     return replace(fit, changes=(f"a smaller model: at most {gib(rest)} of weights" if rest > 0 else "more memory",))
+
+
+def _less_cache(fit: Fit) -> int:
+    """What is left for a cache beside all else, in whole MiB."""
+    return (fit.available_bytes - fit.needs.total_bytes + fit.needs.kv_bytes) // MIB * MIB
 
 
 def _longest(shape: ModelShape, place: _Place, room: int) -> int:
@@ -244,6 +251,9 @@ def _changes(
     if settings.kv_cache_bytes is not None and settings.kv_cache_bytes < fit.needs.kv_bytes:
         yield f"kv_cache_bytes: {fit.needs.kv_bytes}"
         return
+    one = kv_bytes(shape, fit.context_tokens, here) // settings.pipeline_parallel
+    if settings.kv_cache_bytes is not None and (less := _less_cache(fit)) >= one:
+        yield f"kv_cache_bytes: {less}"
     rest = fit.available_bytes - fit.needs.total_bytes + fit.needs.weight_bytes
     rest *= here * settings.pipeline_parallel
     if rest > 0:

@@ -65,9 +65,18 @@ _CAUSES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             "this vLLM does not fit the GPU or its driver: {line}",
         ),
         (
-            r"(?:GatedRepo|RepositoryNotFound|LocalEntryNotFound|OfflineModeIsEnabled|HFValidation)Error"
+            r"OfflineModeIsEnabled|outgoing traffic has been disabled",
+            "the model cannot be had: it is not in the hub's cache, and the hub is switched off (HF_HUB_OFFLINE)",
+        ),
+        (r"GatedRepoError", "the model cannot be had: the hub gives it only to those whom its owner lets (HF_TOKEN)"),
+        (
+            r"RepositoryNotFoundError",
+            "the model cannot be had: the hub has none of this name, or a private one that wants a token (HF_TOKEN)",
+        ),
+        (
+            r"(?:LocalEntryNotFound|HFValidation)Error"
             r"|is not a local folder and is not a valid model identifier|Invalid repository ID or local directory"
-            r"|couldn't connect to .*huggingface|outgoing traffic has been disabled",
+            r"|couldn't connect to .*huggingface",
             "the model cannot be had: {line}",
         ),
         (r"Error while deserializing|SafetensorError|InvalidHeader", "the model's weights are damaged: {line}"),

@@ -79,6 +79,18 @@ def test_a_setting_that_is_too_small_is_what_changes() -> None:
     assert vllm_fit(LLAMA_8B, many, MACHINES["2xA100"], 8192).changes == ("8 GPUs: there are 2",)
 
 
+@pytest.mark.parametrize("machine", ["1xL40S", "2-cores"])
+def test_a_cache_that_is_too_large_is_what_changes(machine: str) -> None:
+    model = replace(LLAMA_8B, weight_bytes=4 * GIB)
+    fit = vllm_fit(model, VllmSettings(source="/m", kv_cache_bytes=1024 * GIB), MACHINES[machine], 8192)
+    assert not fit.fits
+    (change,) = [change for change in fit.changes if change.startswith("kv_cache_bytes: ")]
+    for more, fits in ((0, True), (2**20, False)):
+        size = int(change.removeprefix("kv_cache_bytes: ")) + more
+        smaller = VllmSettings(source="/m", kv_cache_bytes=size)
+        assert vllm_fit(model, smaller, MACHINES[machine], 8192).fits == fits
+
+
 def test_without_a_length_it_is_as_much_as_fits() -> None:
     assert vllm_fit(LLAMA_8B, AUTO, MACHINES["8xH100"], None).context_tokens == 131_072
     small = vllm_fit(LLAMA_8B, VllmSettings(source="/m", memory_share=0.5), MACHINES["1xL40S"], None)

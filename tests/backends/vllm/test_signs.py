@@ -59,6 +59,23 @@ NOISE_AFTER = [
             id="not-on-the-hub",
         ),
         pytest.param(
+            "huggingface_hub.errors.LocalEntryNotFoundError: Cannot find an appropriate cached snapshot folder for the "
+            "specified revision on the local disk and outgoing traffic has been disabled. To enable repo look-ups and "
+            "downloads online, pass 'local_files_only=False' as input.",
+            "the model cannot be had: it is not in the hub's cache, and the hub is switched off (HF_HUB_OFFLINE)",
+            id="offline",
+        ),
+        pytest.param(
+            ENGINE + "huggingface_hub.errors.GatedRepoError: 403 Client Error. (Request ID: Root=1-6)",
+            "the model cannot be had: the hub gives it only to those whom its owner lets (HF_TOKEN)",
+            id="gated",
+        ),
+        pytest.param(
+            "huggingface_hub.errors.RepositoryNotFoundError: 401 Client Error. (Request ID: Root=1-6)",
+            "the model cannot be had: the hub has none of this name, or a private one that wants a token (HF_TOKEN)",
+            id="no-such-id",
+        ),
+        pytest.param(
             ENGINE + "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
             "the GPU's memory is not enough: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB; "
             "raise tensor_parallel, or lower memory_share or context_tokens",
