@@ -14,14 +14,18 @@ from contextlib import ExitStack, suppress
 
 from backends.output import Output
 
+# An end that takes longer is announced: somebody may be waiting at a terminal.
+_SILENCE_SECONDS = 1.0
+
 logger = logging.getLogger(__name__)
 
 
 class Child:
     """A running process. Whoever spawned it must await `wait` or `end`, and call `close` last."""
 
-    def __init__(self, process: asyncio.subprocess.Process, held_pipe: int, output: Output) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, held_pipe: int, output: Output) -> None:
         self.pid = process.pid
+        self._name = name
         self.output = output
         self._process = process
         self._held_pipe = held_pipe
@@ -54,7 +58,7 @@ class Child:
                 env={**os.environ, **environment},
             )
             ours.pop_all()
-        return cls(process, held_pipe, Output(name, output_pipe, on_line))
+        return cls(name, process, held_pipe, Output(name, output_pipe, on_line))
 
     async def wait(self) -> int:
         """The exit code; negative for a signal."""
@@ -62,6 +66,9 @@ class Child:
 
     async def end(self, grace_seconds: float) -> None:
         """SIGTERM, and SIGKILL for the whole group once it has ended or the grace is over. Cancelled: SIGKILL now."""
+        told = asyncio.get_running_loop().call_later(
+            _SILENCE_SECONDS, logger.info, "engine %s is ending and has %g s for it", self._name, grace_seconds
+        )
         try:
             with suppress(ProcessLookupError):
                 self._process.terminate()
@@ -70,6 +77,7 @@ class Child:
         except TimeoutError:
             logger.warning("process %d did not end within %g s of SIGTERM: killed", self.pid, grace_seconds)
         finally:
+            told.cancel()
             self.kill()
             await self._process.wait()
 

@@ -123,6 +123,16 @@ async def test_engine_that_ignores_sigterm_is_killed_after_the_grace(make: Make)
     assert is_gone(pid)
 
 
+async def test_an_end_that_takes_its_time_is_announced(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "backends.child")
+    process = make("stubborn", timing=Timing(grace_seconds=1.5, probe_interval_seconds=0.005))
+    await process.start()
+    await process.wait_ready(30)
+    await process.stop()
+    told = f"engine {process.name} is ending and has 1.5 s for it"
+    assert [record.getMessage() for record in caplog.records].count(told) == 1
+
+
 async def test_suspended_engine_is_killed_after_the_grace(make: Make) -> None:
     process = make(timing=Timing(grace_seconds=0.05, probe_interval_seconds=0.005))
     await process.start()
