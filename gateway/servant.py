@@ -50,6 +50,7 @@ class Servant:
             # With requests pipelined the next one begins before this one's task is back here, in another task.
             if task is None or self._idle is not None or self._closed:
                 return
+            call = None  # what it holds need not wait for the next one
             waiting: asyncio.Future[Call | None] = self._loop.create_future()
             self._idle = task, waiting
             call = await waiting
