@@ -1,7 +1,7 @@
 """Real servers for the upstream client's contract, each over TCP, TLS and a Unix socket, in a process of its own.
 
 `python -m tests.backends.contract_server KIND FOLDER` prints its addresses as JSON and runs until its stdin ends.
-KIND is uvicorn (the server of vLLM and of the engines), aiohttp, or nginx, which then stands before a uvicorn.
+KIND is uvicorn (the server of vLLM and of the engines), aiohttp, or Debian's nginx, which stands before a uvicorn.
 Every server knows the paths in ROUTES.
 """
 
@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import shutil
 import socket
 import ssl
 import sys
@@ -23,11 +21,11 @@ import uvicorn
 from aiohttp import web
 
 from tests.backends.certificates import write_files
+from tests.debian import program
 
 PIECE = b"x" * 65536
 # Idle connections are closed after this many seconds, so that a test can wait for it.
 KEEP_ALIVE_SECONDS = 1
-NGINX = os.environ.get("UPSHIFT_TEST_NGINX") or shutil.which("nginx")
 
 # Bytes of endless answers that were written; calls that get no answer; clients that left before the end of theirs.
 counters = {"offered": 0, "silent": 0, "left": 0}
@@ -301,7 +299,7 @@ http {{
 @contextlib.asynccontextmanager
 async def serving_nginx(folder: Path) -> AsyncIterator[dict[str, str]]:
     """Addresses by transport."""
-    assert NGINX is not None
+    nginx = program("nginx", "usr/sbin/nginx")
     async with serving_uvicorn(folder):
         with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
             plain, tls = one.getsockname()[1], other.getsockname()[1]
@@ -313,7 +311,7 @@ async def serving_nginx(folder: Path) -> AsyncIterator[dict[str, str]]:
             )
         )
         process = await asyncio.create_subprocess_exec(
-            NGINX, "-e", str(folder / "error.log"), "-p", str(folder), "-c", str(conf)
+            nginx, "-e", str(folder / "error.log"), "-p", str(folder), "-c", str(conf)
         )
         try:
             await until((folder / "nginx.sock").exists)

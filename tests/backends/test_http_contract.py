@@ -1,6 +1,6 @@
 """One contract for every real server and every transport; what needs a server that misbehaves is in the other files.
 
-vLLM is not here: its server is uvicorn. nginx is, where it is installed (UPSHIFT_TEST_NGINX names another binary).
+vLLM is not here: its server is uvicorn. nginx is Debian's, fetched once.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import pytest
 
 from backends.errors import BackendProtocolError, BackendTimeout
 from backends.http import HttpClient, HttpResponse, client_tls
-from tests.backends.contract_server import NGINX
 from tests.backends.peer import LIMIT_SECONDS, TRANSPORTS, Transport, fetch_rest
+from tests.debian import CannotFetch, program
 
 pytestmark = [
     pytest.mark.asyncio(loop_factories=["asyncio", "uvloop"]),
@@ -27,17 +27,18 @@ pytestmark = [
 ]
 
 MIB = 1024 * 1024
-KINDS = [
-    "uvicorn",
-    "aiohttp",
-    pytest.param("nginx", marks=pytest.mark.skipif(NGINX is None, reason="no nginx on this machine")),
-]
+KINDS = ["uvicorn", "aiohttp", "nginx"]
 Make = Callable[..., HttpClient]
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Addresses by transport, and the authority's file, of a server in a process of its own."""
+    if request.param == "nginx":
+        try:
+            program("nginx", "usr/sbin/nginx")
+        except CannotFetch as error:
+            pytest.skip(str(error))
     folder = tmp_path_factory.mktemp(request.param)
     command = [sys.executable, "-m", "tests.backends.contract_server", request.param, str(folder)]
     with (folder / "log").open("w") as log:
