@@ -125,6 +125,7 @@ class _Exchange:
             notify = self._ping if request.stream else None
             record.ticket = ticket = Ticket(principal.name, principal.tier, session, notify)
             routed = await router.dispatch(request, ticket)
+            ticket.notify = None  # or all of a stream would be left to the garbage collector
         except BackendError as error:
             record.backend = error.backend
             raise
