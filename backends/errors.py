@@ -16,6 +16,9 @@ none of this package's business: gateway/errors.py holds the one table.
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 
 class BackendError(Exception):
     """Base of everything in this module. `backend` is the configured name of the engine, for logs and metrics."""
@@ -77,3 +80,12 @@ class ContextLengthExceeded(InvalidRequest):
 
 class EngineStartFailed(BackendError):
     """A launched engine ended during its start. The message is the cause in one line."""
+
+
+_KIND = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def shown_kind(*told: Any) -> str:
+    """` (InternalServerError)`: the first of what an engine calls its error that is a mere name, empty without one. Its
+    own words may hold the prompt that it stumbled over, or what is nobody's business."""
+    return next((f" ({kind})" for kind in told if isinstance(kind, str) and _KIND.fullmatch(kind)), "")

@@ -20,6 +20,7 @@ from backends.errors import (
     BackendProtocolError,
     ContextLengthExceeded,
     InvalidRequest,
+    shown_kind,
 )
 from backends.http import HttpClient
 
@@ -31,7 +32,6 @@ _TYPES = frozenset((b"application/json", b"text/event-stream"))
 _USUAL_TYPES = _TYPES | {b"text/event-stream; charset=utf-8"}
 
 # How a prompt that does not fit is told by llama-server, in `type`, and by vLLM, in words alone.
-_KIND = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _LLAMA_SERVER_TOO_LONG = "exceed_context_size_error"
 _VLLM_TOO_LONG = re.compile(r"maximum (?:context|model) length|greater than max_model_len")
 
@@ -124,8 +124,7 @@ def _error(status: int, retry_after: bytes, body: bytes) -> BackendError:
         kind = ContextLengthExceeded if told or _VLLM_TOO_LONG.search(message) else InvalidRequest
         return kind(message, param=_text(detail.get("param")) or None)
     # This goes to the log. What the engine says may hold the prompt that it stumbled over, so only its kind is kept.
-    kinds = [kind for kind in (_text(code), _text(kind_of_error)) if _KIND.fullmatch(kind)]
-    return BackendProtocolError(f"It answered with status {status}{f' ({kinds[0]})' if kinds else ''}.")
+    return BackendProtocolError(f"It answered with status {status}{shown_kind(_text(code), _text(kind_of_error))}.")
 
 
 def _detail(body: bytes) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from backends.errors import BackendProtocolError
+from backends.errors import BackendProtocolError, shown_kind
 
 # An event longer than this is passed on in pieces: bounded memory is worth more than a clean cut.
 MAX_HELD_BYTES = 256 * 1024
@@ -26,8 +26,6 @@ _TOKEN_ENDS = (b"]}\n\n", b"null}\n\n")
 # An event: lines up to an empty one. Its data: what these lines hold.
 _EVENT = re.compile(rb"(?:[^\r\n][^\n]*(?:\n|\Z))+")
 _DATA = re.compile(rb"^data:(.*)$", re.MULTILINE)
-# The kind of an engine's error, such as "InternalServerError": all of it that may be shown.
-_KIND = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class WholeEvents:
@@ -107,10 +105,8 @@ def _end_of_events(chunk: bytes) -> int:
 
 
 def _broken_off(error: Any) -> BackendProtocolError:
-    """Of an engine's error the kind alone: its own words may hold the prompt, or what is nobody's business."""
     kind = error.get("type") if isinstance(error, dict) else None
-    shown = f" ({kind})" if isinstance(kind, str) and _KIND.fullmatch(kind) else ""
-    return BackendProtocolError(f"It broke its answer off with an error{shown}.")
+    return BackendProtocolError(f"It broke its answer off with an error{shown_kind(kind)}.")
 
 
 def _error_in(event: bytes) -> Any:

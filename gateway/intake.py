@@ -43,11 +43,10 @@ _FEATURES = {
     "top_logprobs": frozenset({"logprobs"}),
     "response_format": frozenset({"structured_output"}),
     "structured_outputs": frozenset({"structured_output", "guided_decoding"}),
-    **dict.fromkeys(_GONE, frozenset[str]()),
 }
 # What most requests have and nothing more: no cap holds for it, and every engine knows it.
 _PLAIN = frozenset({"model", "stream", "stream_options"}) | _CAPS
-_ENVELOPE = _PLAIN | _COUNTS | _FEATURES.keys() | caps.CAPS.keys()
+_ENVELOPE = _PLAIN | _COUNTS | _FEATURES.keys() | _GONE.keys() | caps.CAPS.keys()
 
 
 def _refuse_constant(name: str) -> None:
