@@ -17,8 +17,9 @@ from routing.ask import Ask
 from routing.budget import RetryBudget
 from routing.demand import wake, wanted
 from routing.errors import NotCapable, Overloaded, RequestRejected, Unavailable
-from routing.policy import CAPABILITY, FAILOVER, GGUF, INCAPABLE, ONLY, REJECTED, RULE, Decision, Plan, decide
+from routing.policy import CAPABILITY, FAILOVER, GGUF, INCAPABLE, ONLY, REJECTED, RULE, VLLM, Decision, Plan, decide
 from routing.prediction import queue_seconds
+from routing.recall import Recalls
 from routing.signals import Obstacle, Signals, Stage
 from routing.ticket import Ticket
 from routing.trace import Moment
@@ -41,6 +42,7 @@ class Lane:
         self._workers = workers
         self._trace = trace
         self.stage = Stage(GGUF)
+        self.recalls = Recalls()
         self.budget = RetryBudget(plan.retry.budget)
         self.admission = Admission(plan.queue, self._take, self.give_back, self._give_up)
         self._hour = 0
@@ -131,7 +133,7 @@ class Lane:
         NotCapable."""
         signals = self.signals(ticket.tried)
         decision = decide(self.plan, signals, ask)
-        self.stage = decision.stage
+        moved, self.stage = decision.stage.kind != self.stage.kind, decision.stage
         for index in wanted(self.plan, signals, ask, decision):
             wake(self.pool.upstreams[index])
         if not decision.upstreams:
@@ -143,6 +145,8 @@ class Lane:
         upstream = self.pool.upstreams[decision.upstreams[0]]
         upstream.in_flight += 1
         upstream.breaker.begin(signals.now)
+        if moved and upstream.kind == VLLM:
+            self.recalls.call(sum(other.room for other in self.pool.upstreams if other.kind == VLLM))
         if ticket.tried:
             return upstream, CAPABILITY if ticket.too_long else FAILOVER
         return upstream, self.told(decision)

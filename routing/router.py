@@ -14,7 +14,8 @@ from backends.errors import BackendError
 from routing.catalog import ModelCatalog
 from routing.hedge import hedged
 from routing.lane import Lane
-from routing.policy import ONLY, Plan, plan_for
+from routing.policy import ONLY, QUIET, Plan, plan_for
+from routing.recall import Recalled
 from routing.retry import retrying
 from routing.routed import Routed
 from routing.ticket import Ticket
@@ -93,7 +94,16 @@ async def _attempt(lane: Lane, request: InferenceRequest, ticket: Ticket) -> Rou
     ticket.attempts += 1
     dispatched_at, in_flight = perf_counter(), upstream.in_flight
     try:
-        response = await upstream.backend.send(request)
+        if reason is QUIET:
+            response = await lane.recalls.send(upstream, request)
+        else:
+            response = await upstream.backend.send(request)
+    except Recalled:
+        upstream.breaker.undecided()
+        lane.give_back(upstream)
+        # As if it came now: what it has waited for an engine is no time in the queue.
+        ticket.attempts, ticket.entered_at = ticket.attempts - 1, 0.0
+        return await _attempt(lane, request, ticket)
     except BaseException as error:
         if not isinstance(error, BackendError):
             upstream.breaker.undecided()

@@ -124,6 +124,11 @@ class Upstream:
         return well and self._in_flight < self.limit and self.backend.state is BackendState.READY
 
     @property
+    def room(self) -> float:
+        """How many more requests it may be sent now, infinite where that is unknown."""
+        return max(self.limit - self._in_flight, 0.0) if self.is_well else 0.0
+
+    @property
     def is_well(self) -> bool:
         """Whether nothing speaks against it but, perhaps, that it is full."""
         return self.breaker.clear and self.backend.state is BackendState.READY
