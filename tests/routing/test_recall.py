@@ -65,7 +65,8 @@ class Both:
 
 async def finish(tasks: list[asyncio.Task[Routed]]) -> list[str]:
     """The reasons of all, in order; every place is given back."""
-    done = await asyncio.gather(*tasks)
+    async with asyncio.timeout(30):
+        done = await asyncio.gather(*tasks)
     for routed in done:
         routed.close()
     return [routed.reason for routed in done]
