@@ -58,6 +58,11 @@ class BorrowedEngine:
         return self._status.failure
 
     @property
+    def warning(self) -> str:
+        """As EngineBackend's."""
+        return self._status.warning
+
+    @property
     def asleep(self) -> bool:
         """As EngineBackend's."""
         return self._status.asleep

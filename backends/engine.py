@@ -73,6 +73,11 @@ class EngineBackend:
         return self._process.failure
 
     @property
+    def warning(self) -> str:
+        """What is known to be wrong with its version, in one line."""
+        return self._process.warning
+
+    @property
     def gave_up(self) -> bool:
         """Whether it will stay FAILED: its model cannot be loaded."""
         return self._process.gave_up

@@ -16,6 +16,7 @@ from backends.launch import EnginePlan, gguf_engine_argv
 from backends.ollama.calls import OllamaCalls, ollama_health
 from backends.openai import OpenAIBackend
 from backends.process import EngineProcess
+from backends.release import LLAMA_SERVER_RELEASE, OLLAMA_RELEASE, VLLM_RELEASE
 from backends.remote import Dialect, RemoteBackend
 from backends.selection import GGUF, VLLM
 from backends.vllm.command import engine_plan
@@ -64,7 +65,8 @@ def openai_endpoint(kind: str, access: Access, model: ModelSettings) -> RemoteBa
     """The OpenAI endpoint that `access` leads to. It has to know the model's name and aliases, for bodies are passed on
     as they are."""
     look = partial(openai_health, names=(model.name, *model.aliases))
-    return RemoteBackend(kind, access, Dialect(partial(OpenAIBackend, kind), look))
+    release = VLLM_RELEASE if kind == VLLM else LLAMA_SERVER_RELEASE
+    return RemoteBackend(kind, access, Dialect(partial(OpenAIBackend, kind), look, release=release))
 
 
 def discovery(name: str, model: ModelSettings, remote: RemoteSettings) -> Discovery:
@@ -81,7 +83,8 @@ def ollama_endpoint(address: str, model: ModelSettings, gguf: GgufSettings) -> R
     """The Ollama server at `address`. Requests name its model whatever the client called it."""
     name = gguf.model or model.name
     calls = partial(OllamaCalls, GGUF, model=name, context_tokens=model.context_tokens)
-    return RemoteBackend(GGUF, access_to(address, gguf), Dialect(calls, partial(ollama_health, model=name), False))
+    dialect = Dialect(calls, partial(ollama_health, model=name), metered=False, release=OLLAMA_RELEASE)
+    return RemoteBackend(GGUF, access_to(address, gguf), dialect)
 
 
 def _gguf_plan(model: ModelSettings, gguf: GgufSettings) -> EnginePlan:

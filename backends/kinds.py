@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from backends.http import HttpClient
 from backends.output import Reader, gguf_sign
 from backends.probe import gguf_ready, vllm_computes, vllm_ready, vllm_sleeps, vllm_wakes
+from backends.release import VLLM_RELEASE, Asked
 from backends.selection import GGUF, VLLM
 from backends.vllm.signs import vllm_sign
 
@@ -38,7 +39,7 @@ class EngineKind:
     """`ready` asks under the model's names and gives the progress of loading, 1.0 once ready, None without an answer.
     `requests` and `steps` are the names in /metrics of what it has to do and of what it has done. `computes` asks for
     one token within some seconds; None where the numbers alone tell that it hangs. `sleeps` and `wakes` send an engine
-    that can do it to sleep without ending it, and back."""
+    that can do it to sleep without ending it, and back; one with a `release` tells its version."""
 
     timing: Timing
     sign: Reader
@@ -48,6 +49,7 @@ class EngineKind:
     computes: Callable[[HttpClient, Sequence[str], float], Awaitable[bool]] | None = None
     sleeps: Callable[[HttpClient], Awaitable[bool]] = vllm_sleeps
     wakes: Callable[[HttpClient], Awaitable[bool]] = vllm_wakes
+    release: Asked | None = None
 
 
 KINDS: dict[str, EngineKind] = {
@@ -67,5 +69,6 @@ KINDS: dict[str, EngineKind] = {
         requests=("vllm:num_requests_running", "vllm:num_requests_waiting"),
         steps="vllm:iteration_tokens_total_count",
         computes=vllm_computes,
+        release=VLLM_RELEASE,
     ),
 }

@@ -57,7 +57,8 @@ class EngineStatus:
 
     `address` is as HttpClient takes it and fixed for the engine's life; `progress` is the loading of the model from 0.0
     to 1.0; `failure` says in one line why it is FAILED; `restarts` how often it had to be started again; `asleep` that
-    it was stopped for want of requests, or is being started after that.
+    it was stopped for want of requests, or is being started after that; `warning` what is known to be wrong with its
+    version.
     """
 
     address: str
@@ -66,6 +67,7 @@ class EngineStatus:
     failure: str = ""
     restarts: int = 0
     asleep: bool = False
+    warning: str = ""
 
 
 def going_to_sleep(status: EngineStatus) -> EngineStatus:

@@ -10,9 +10,11 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from backends.advisories import warning
 from backends.errors import BackendError
 from backends.http import HttpClient
 from backends.inquiry import models_answer
+from backends.release import Asked
 
 _MAX_BODY_BYTES = 4 * 1024 * 1024
 _ANSWER_SECONDS = 5.0
@@ -109,6 +111,13 @@ async def _is_sleeping(client: HttpClient) -> bool | None:
         return None if answer is None or answer[0] != 200 else bool(json.loads(answer[1])["is_sleeping"])
     except (ValueError, TypeError, KeyError):
         return None
+
+
+async def known_faults(client: HttpClient, release: Asked | None) -> str:
+    """What is known to be wrong with the version that it says it is, in one line; mostly nothing."""
+    answer = None if release is None else await ask(client, "GET", release.path)
+    told = None if release is None or answer is None else release.answer(*answer)
+    return "" if told is None else warning(told)
 
 
 async def answers(client: HttpClient, seconds: float) -> bool:

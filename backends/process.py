@@ -38,7 +38,7 @@ class EngineProcess:
     `progress` is the loading of the model from 0.0 to 1.0; `failure` says in one line why it is FAILED; `gave_up` that
     it will stay so; `pid` is the running process or None; `address` is where it answers, fixed from the beginning.
     `asleep`: from `sleep` until it is READY again, or has failed. Each load waits for `admitted`, which gives "", or
-    why it has to be put off.
+    why it has to be put off. `warning` is what is known to be wrong with its version.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class EngineProcess:
         self._wanted = False
         self._ending = False
         self.gave_up = False
-        self.failure = ""
+        self.failure = self.warning = ""
         # Of the running process:
         self.progress = 0.0
         self.pid: int | None = None
@@ -96,7 +96,8 @@ class EngineProcess:
     @property
     def status(self) -> EngineStatus:
         """What callers, here or in another process, have to know."""
-        return EngineStatus(self.address, self.state, self.progress, self.failure, self.restarts, self.asleep)
+        told = self.progress, self.failure, self.restarts, self.asleep, self.warning
+        return EngineStatus(self.address, self.state, *told)
 
     @property
     def restarts(self) -> int:
@@ -286,6 +287,7 @@ class EngineProcess:
                 self._ready_at = self._clock()
                 self._enter(Event.BECAME_READY)
                 logger.info("engine %s is ready", self.name)
+                await self._learn_faults(client)
                 await keep_vigil_until(self._to_sleep, client, self._kind, self._served_names, self._timing)
                 await self._doze(client)
                 await self._until_ready(client)
@@ -294,6 +296,14 @@ class EngineProcess:
             child.kill()
         finally:
             await client.aclose()
+
+    async def _learn_faults(self, client: HttpClient) -> None:
+        """Between two starts its environment may have become another one."""
+        before, self.warning = self.warning, await probe.known_faults(client, self._kind.release)
+        if self.warning != before:
+            self._tell()
+            if self.warning:
+                logger.warning("engine %s: %s", self.name, self.warning)
 
     async def _doze(self, client: HttpClient) -> None:
         """From the request to sleep to the one to wake, and until that is done."""

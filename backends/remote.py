@@ -15,12 +15,14 @@ from math import inf
 from typing import NamedTuple
 
 from backends.access import Access, Header, Unusable
+from backends.advisories import warning
 from backends.base import BackendResponse, BackendState, InferenceRequest
-from backends.errors import BackendUnavailable
+from backends.errors import BackendError, BackendUnavailable
 from backends.http import HttpClient
 from backends.inquiry import ANSWER_SECONDS, Health, Inquiry
 from backends.ollama.calls import OllamaCalls
 from backends.openai import OpenAIBackend
+from backends.release import Asked
 
 # An engine that does not answer a look in time: so many in a row, and it gets no more requests; so many, and those that
 # wait for its first byte are given up. One slow look of a busy engine means nothing.
@@ -32,11 +34,12 @@ logger = logging.getLogger(__name__)
 
 class Dialect(NamedTuple):
     """How to talk to one kind of endpoint: `calls` makes the calling side, `look` asks how it is; a `metered` one tells
-    its load."""
+    its load, one with a `release` its version."""
 
     calls: Callable[[HttpClient, Callable[[], BackendState]], OpenAIBackend | OllamaCalls]
     look: Callable[[Inquiry], Awaitable[Health]]
     metered: bool = True
+    release: Asked | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +58,15 @@ class RemoteBackend:
     """The calls to one endpoint, whose connections it owns. `name` is the kind of engine there, `address` where it is.
 
     From start to stop it is looked at: STARTING until the first look and while its model loads, then READY or FAILED,
-    `failure` being why. `inquiry` asks it how busy it is, None for one that cannot tell."""
+    `failure` being why. `inquiry` asks it how busy it is, None for one that cannot tell; `warning` is what is known to
+    be wrong with its version, in one line."""
 
     def __init__(self, name: str, access: Access, dialect: Dialect, rhythm: Rhythm | None = None) -> None:
         self.name = name
         self.address = access.address
         self.state = BackendState.STOPPED
         self.failure = ""
+        self.warning = ""
         self._access = access
         self._dialect = dialect
         self._rhythm = rhythm or Rhythm()
@@ -74,6 +79,7 @@ class RemoteBackend:
         self._task: asyncio.Task[None] | None = None
         self._doubt = asyncio.Event()
         self._slow_looks = 0
+        self._known = False
         self._complaint = ""
         self._show_credentials()
 
@@ -108,6 +114,7 @@ class RemoteBackend:
         while True:
             self._refresh()
             self._believe(await self._dialect.look(self._inquiry))
+            await self._learn_release()
             if self.state is BackendState.READY and not self._slow_looks:
                 pause_seconds = self._rhythm.trouble_seconds
                 await self._rest(self._rhythm.steady_seconds)
@@ -139,6 +146,21 @@ class RemoteBackend:
         elif self.state is BackendState.FAILED:
             logger.info("%s at %s is %s again", self.name, self.address, health.state)
         self.state, self.failure = health.state, failure
+
+    async def _learn_release(self) -> None:
+        """Each time that it has become READY: it may be another version than before."""
+        if self.state is not BackendState.READY or self._known or self._dialect.release is None:
+            self._known = self._known and self.state is BackendState.READY
+            return
+        self._known = True
+        try:
+            told = self._dialect.release.answer(*await self._inquiry.get(self._dialect.release.path))
+        except BackendError:
+            return
+        found = warning(told) if told is not None else ""
+        if found and found != self.warning:
+            logger.warning("%s at %s: %s", self.name, self.address, found)
+        self.warning = found
 
     def _refresh(self) -> None:
         try:

@@ -62,6 +62,7 @@ def _upstream(upstream: Upstream, seen: UpstreamSignals, now: float) -> dict[str
         "first_token_seconds": pace.first_token_seconds,
         "inter_token_seconds": pace.inter_token_seconds,
         "answer_seconds": pace.service_seconds,
+        "warning": getattr(upstream.backend, "warning", "") or None,
     }
 
 

@@ -58,11 +58,15 @@ def doctor(file: Path | None, profile: str | None, machine: Path | None, as_json
         problems += _missing_files(settings)
     if settings is not None and any(model.gguf is not None and model.gguf.source for model in settings.models):
         problems += [text for text in (engines.get("gguf", ("", "")))[1:] if text]
+    warnings = [] if machine is not None else _warnings()
     if as_json:
-        click.echo(json.dumps(_report(hardware, engines, diagnosis, problems), indent=2, ensure_ascii=False))
+        report = _report(hardware, engines, diagnosis, problems) | {"warnings": warnings}
+        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
     else:
         for line in (*_machine_lines(hardware), *_engine_lines(engines), *_model_lines(diagnosis)):
             click.echo(line)
+        for text in warnings:
+            click.echo(f"warning   {text}")
         for text in problems:
             click.echo(f"problem   {text}")
     return 1 if problems else 0
@@ -138,6 +142,17 @@ def _vllm_engine() -> tuple[str, str]:
 
     found = installed(default_folder())
     return (f"vLLM {found.version} for {found.device}" if found else "not installed", "")
+
+
+def _warnings() -> list[str]:
+    """What is known to be wrong with the vLLM that is installed here. Of one that runs elsewhere, or in an environment
+    of the user's, `serve` tells it once it answers."""
+    from backends.advisories import Release, warning  # noqa: PLC0415
+    from backends.vllm.environment import default_folder, installed  # noqa: PLC0415
+
+    found = installed(default_folder())
+    told = warning(Release("vLLM", found.version)) if found is not None else ""
+    return [f"{told}; `upshift engine install vllm` brings another"] if told else []
 
 
 def _report(

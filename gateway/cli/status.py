@@ -50,6 +50,9 @@ def _page(told: dict[str, Any]) -> Iterator[str]:
         widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
         for row in rows:
             yield ("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))).rstrip()
+        for upstream in model["upstreams"]:
+            if upstream.get("warning"):
+                yield f"  {upstream['name']}: {upstream['warning']}"
 
 
 def _row(upstream: dict[str, Any]) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ class Replica:
         self.hears = asyncio.Event()  # cleared, it accepts connections and says nothing
         self.hears.set()
         self.engines = 1
+        self.version = "0.33.0"
         # What has happened:
         self.begun = 0
         self.finished = 0
@@ -74,6 +75,7 @@ class Replica:
         app.router.add_get("/health", self._health)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/version", self._version)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/completions", self._chat)
         # As vLLM: a client that leaves ends the work for it.
@@ -124,6 +126,9 @@ class Replica:
     async def _models(self, _: web.Request) -> web.Response:
         data = [{"id": name, "object": "model", "owned_by": "vllm"} for name in self.models]
         return web.json_response({"object": "list", "data": data})
+
+    async def _version(self, _: web.Request) -> web.Response:
+        return web.json_response({"version": self.version})
 
     async def _metrics(self, _: web.Request) -> web.Response:
         lines = ["# HELP vllm:num_requests_running Running.", "# TYPE vllm:num_requests_running gauge"]

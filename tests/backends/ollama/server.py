@@ -28,6 +28,7 @@ class OllamaServer:
         self.refusal: tuple[int, str] | None = None
         self.bodies: list[dict[str, Any]] = []
         self.running = 0
+        self.version = "0.33.0"
         self.port = 0
         self._runner: web.AppRunner | None = None
         self._connections: set[asyncio.Transport] = set()
@@ -39,6 +40,7 @@ class OllamaServer:
     async def __aenter__(self) -> Self:
         app = web.Application()
         app.router.add_get("/api/tags", self._tags)
+        app.router.add_get("/api/version", self._version)
         app.router.add_post("/api/chat", self._answer)
         app.router.add_post("/api/generate", self._answer)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
@@ -59,6 +61,9 @@ class OllamaServer:
                 transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
                 transport.abort()
         await self.__aexit__()
+
+    async def _version(self, _: web.Request) -> web.Response:
+        return web.json_response({"version": self.version})
 
     async def _tags(self, _: web.Request) -> web.Response:
         return web.json_response({"models": [{"name": name, "model": name, "size": 1} for name in self.models]})

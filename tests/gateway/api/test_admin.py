@@ -58,6 +58,22 @@ async def test_status_tells_each_upstream_and_what_was_decided(capsys: pytest.Ca
         assert json.loads(capsys.readouterr().out)["models"][0]["model"] == "fake"
 
 
+async def test_known_faults_of_an_engine_stand_below_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    async with Replica("fake") as gguf, Replica("fake") as vllm:
+        vllm.version = "0.14.0"
+        async with serving(edge=settings(gguf.address, vllm.address)) as gateway:
+            await gateway.ready()
+            async with asyncio.timeout(20):
+                warnings: list[Any] = [None, None]
+                while warnings[1] is None:
+                    (told,) = (await gateway.client.get("/admin/status")).json()["models"]
+                    warnings = [upstream["warning"] for upstream in told["upstreams"]]
+            assert warnings[0] is None
+            assert await upshift(gateway, "status") == 0
+            shown = capsys.readouterr().out.splitlines()
+            assert [line for line in shown if "known faults" in line] == [f"  {vllm.address}: {warnings[1]}"]
+
+
 async def test_explain_says_where_and_why_not_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
     rules = [{"when": {"prompt_tokens_over": 6000}, "use": "vllm"}]
     async with (

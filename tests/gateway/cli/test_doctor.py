@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFWriter
 
+from backends.vllm.environment import Installed, interpreter, mark
 from gateway.cli import main
 from tests.backends.machines import FOLDER as MACHINES
 from tests.backends.vllm.test_shape import LLAMA
@@ -223,6 +224,24 @@ def test_what_a_vllm_launched_here_lacks_is_a_problem_as_it_is_for_serve(
     told = capsys.readouterr().out
     assert f"problem   a: vllm.source: there is no folder {tmp_path}/gone; give a folder" in told
     assert f"problem   b: vllm.python: there is no interpreter {tmp_path}/venv/bin/python" in told
+
+
+@pytest.mark.parametrize(("installed", "warned"), [("0.14.0", True), ("0.33.0", False)])
+def test_known_faults_of_the_installed_vllm_are_told_and_are_no_problem(
+    installed: str, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UPSHIFT_CACHE", str(tmp_path))
+    interpreter(tmp_path / "vllm").parent.mkdir(parents=True)
+    interpreter(tmp_path / "vllm").touch()
+    mark(tmp_path / "vllm", Installed("cpu", installed, ""))
+    file = tmp_path / "upshift.yaml"
+    file.write_text("models: [{name: m, gguf: {source: demo}}]")
+    assert main(["doctor", "--config", str(file)]) == 0
+    told = capsys.readouterr().out
+    assert f"engine    vllm: vLLM {installed} for cpu" in told
+    assert (f"warning   vLLM {installed} has known faults: a malformed picture" in told) == warned
+    assert main(["doctor", "--config", str(file), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["warnings"]) == warned
 
 
 @pytest.mark.parametrize(
