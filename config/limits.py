@@ -11,7 +11,7 @@ from config.tree import ModelName, Tree
 TierName = Annotated[
     str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", strict=True)
 ]
-# The upper bound keeps the limiter's integers below 2^63 (gateway/buckets.py).
+# The upper bound keeps the limiter's sums far below 2^63, and 2^53 at Redis (gateway/windows.py).
 Limit = Annotated[int, Field(strict=True, ge=1, le=1_000_000_000)] | Literal["unlimited"] | None
 
 
@@ -23,13 +23,14 @@ class LimitSettings(Tree):
     no limit where none says anything. `unlimited` lifts a wider limit."""
 
     requests_per_minute: Limit = None
-    """Requests admitted per minute; as many may come at once after a pause."""
+    """Most requests admitted in any 60 seconds; all of them may come at once."""
 
     tokens_per_minute: Limit = None
-    """Tokens of prompts and answers per minute: estimated when a request is admitted, corrected when it is over."""
+    """Most tokens of prompts and answers in any 60 seconds: estimated when a request is admitted, corrected when it is
+    over."""
 
     tokens_per_day: Limit = None
-    """The same per day: as many at once after a pause, and then as the day goes by."""
+    """The same in any 24 hours."""
 
     concurrent: Limit = None
     """Requests that may run at the same time."""

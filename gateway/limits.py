@@ -12,11 +12,16 @@ from dataclasses import dataclass, field, fields
 from config.limits import LimitSettings
 from config.schema import Settings
 
+# More than can ever be counted, and small enough that adding a request to it stays below 2^63.
+UNLIMITED = 2**62
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits in force; None is no limit. `header_template` has the place of two values per limited kind;
-    `counts_nothing` tells that no counter has to be kept, `counts_tokens` that one of tokens has."""
+    """Limits in force; None is no limit. `header_template` has the place of two values per limited kind; `most` are the
+    limits of requests, tokens, tokens a day and running requests, UNLIMITED where there is none. `counts_nothing` tells
+    that no counter has to be kept, three others which of them have, `told_by_minute` that headers have both kinds and
+    both by the minute."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
@@ -24,16 +29,25 @@ class Limits:
     max_tokens_per_request: int | None = None
     tokens_per_day: int | None = None
     header_template: bytes = field(init=False, repr=False, compare=False)
+    most: tuple[int, int, int, int] = field(init=False, repr=False, compare=False)
     counts_nothing: bool = field(init=False, repr=False, compare=False)
-    counts_tokens: bool = field(init=False, repr=False, compare=False)
+    counts_requests: bool = field(init=False, repr=False, compare=False)
+    counts_minute: bool = field(init=False, repr=False, compare=False)
+    counts_day: bool = field(init=False, repr=False, compare=False)
+    told_by_minute: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         minute, day = self.tokens_per_minute, self.tokens_per_day
         kinds = (("requests", self.requests_per_minute), ("tokens", day if minute is None else minute))
         lines = [_template(kind, limit) for kind, limit in kinds if limit is not None]
         object.__setattr__(self, "header_template", b"".join(lines))
-        object.__setattr__(self, "counts_nothing", not lines and self.concurrent is None)
-        object.__setattr__(self, "counts_tokens", minute is not None or day is not None)
+        figures = (self.requests_per_minute, minute, day, self.concurrent)
+        object.__setattr__(self, "most", tuple(UNLIMITED if figure is None else figure for figure in figures))
+        object.__setattr__(self, "counts_nothing", figures == (None,) * 4)
+        object.__setattr__(self, "counts_requests", self.requests_per_minute is not None)
+        object.__setattr__(self, "counts_minute", minute is not None)
+        object.__setattr__(self, "counts_day", day is not None)
+        object.__setattr__(self, "told_by_minute", self.requests_per_minute is not None and minute is not None)
 
 
 @dataclass(frozen=True, slots=True)

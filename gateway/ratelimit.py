@@ -1,6 +1,6 @@
 """How much is left of each limit, in the memory of this machine: admits a request and settles what it took in the end.
 
-Neighbours: buckets.py (what debts mean), limits.py (the figures and whom they are for), ratelimit_store.py (the memory
+Neighbours: windows.py (what counts mean), limits.py (the figures and whom they are for), ratelimit_store.py (the memory
 and its locks), replicas/limiter.py (the same at Redis), auth.py (principals).
 """
 
@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from struct import Struct
 
 from gateway.auth import Principal
-from gateway.buckets import (
-    DAY_MS,
-    MAX_DEBT,
+from gateway.limits import Account, Limits
+from gateway.ratelimit_store import AT, DAY, HEAD_WORDS, OWN, REQUESTS, TOKENS, WORD_BYTES, LimitStore
+from gateway.windows import (
+    DAY_PART,
     MAX_TOKENS,
-    MINUTE_US,
-    NO_DEBTS,
-    Debts,
-    Owed,
+    PART_NS,
+    PARTS,
+    Counted,
     bounded,
     check_cap,
+    duration,
     header_lines,
-    obstacle,
+    hindrance,
     refusal,
+    standing,
 )
-from gateway.limits import Account, Limits
-from gateway.ratelimit_store import DAY, OWN, REQUESTS, SEEN, TOKENS, UPDATED, LimitStore
+
+Payer = Principal | Account
+
+# AT, REQUESTS, TOKENS and DAY, read in one piece.
+_HEAD = Struct("4q")
 
 BYTES_PER_TOKEN = 4
 
@@ -43,38 +49,33 @@ def estimate_tokens(body_bytes: int, output_cap: int | None, n: int, default_out
 class Reservation:
     """One admitted request. Whoever got it calls `settle` when the request is over, however it ended."""
 
-    __slots__ = ("_debts", "_estimate", "_limiter", "_principal", "_shared")
+    __slots__ = ("_estimate", "_limiter", "_lines", "_part", "_payers")
 
     def __init__(
-        self,
-        limiter: RateLimiter,
-        principal: Principal,
-        estimate: int,
-        debts: Debts = NO_DEBTS,
-        shared: tuple[Account, ...] = (),
+        self, limiter: RateLimiter, payers: Sequence[Payer], estimate: int, part: int = 0, lines: bytes = b""
     ) -> None:
-        """`debts` are the principal's right after this request was admitted, `shared` whoever else pays for it."""
+        """`payers` are those in whose counts it is, in `part`; `lines` the key's x-ratelimit lines at its admission."""
         self._limiter: RateLimiter | None = limiter
-        self._principal = principal
+        self._payers = payers
         self._estimate = estimate
-        self._debts = debts
-        self._shared = shared
+        self._part = part
+        self._lines = lines
 
     def header_lines(self) -> bytes:
         """`x-ratelimit-*: …` lines, each with its CRLF, as things stood when the request was admitted; empty where
         neither requests nor tokens are limited."""
-        return header_lines(self._principal.limits, self._debts)
+        return self._lines
 
     def settle(self, actual_tokens: int | None, *, served: bool = True) -> None:
         """Corrects the estimate to what the request took (None: nobody knows, the estimate stays) and ends its
-        being counted as running; a request that nobody could serve is given back itself. Calls after the first do
-        nothing."""
+        being counted as running; a request that nobody could serve is given back itself. What is given back is not
+        counted any more where it was; what the estimate lacked is counted now. Calls after the first do nothing."""
         limiter = self._limiter
         if limiter is not None:
             self._limiter = None
-            limiter.settle(self._principal, self._estimate, actual_tokens, served=served)
-            for account in self._shared:
-                limiter.settle(account, self._estimate, actual_tokens, served=served)
+            more = 0 if actual_tokens is None else bounded(actual_tokens) - self._estimate
+            for payer in self._payers:
+                limiter.settle(payer, self._part, more, served)
 
 
 class RateLimiter:
@@ -93,13 +94,15 @@ class RateLimiter:
     ) -> None:
         self._store = store
         self._words = store.words
+        self._memory = store.memory
+        self._record_words = store.record_words
+        self._requests_ring, self._tokens_ring, self._day_ring = store.requests_ring, store.tokens_ring, store.day_ring
         self._clock_ns = clock_ns
         self._beside = {} if shared is None else shared
         # One worker pays nothing for there being others elsewhere.
         self._shared = store.workers > 1
-        # Where in a record the workers' own words are: requests running, tokens given back.
+        # Where in a record the worker's own word is: its requests that run.
         self._running = OWN + worker
-        self._given_back = OWN + store.workers + worker
 
     def most_tokens(self, principal: Principal, model: str) -> int | None:
         """What one request of `principal` to `model` may take at most, by whoever pays for it; None without a cap."""
@@ -113,141 +116,143 @@ class RateLimiter:
     def reserve(self, principal: Principal, estimated_tokens: int, model: str = "") -> Reservation:
         """Takes one request, the estimated tokens and one of the concurrent places, or nothing at all.
 
-        Raises RateLimited and TooManyTokens. A request larger than the whole bucket is admitted when the bucket is
-        full, and leaves it below zero.
+        Raises RateLimited and TooManyTokens. A request larger than a whole limit is admitted when nothing is counted.
         """
         limits = principal.limits
         if limits.max_tokens_per_request is not None:
             check_cap(principal.whose, limits, estimated_tokens)
-        estimate = bounded(estimated_tokens)
+        estimate = estimated_tokens if 0 <= estimated_tokens <= MAX_TOKENS else bounded(estimated_tokens)
         if self._beside and model in self._beside:
             return self._reserve_all(principal, self._beside[model], estimate)
         if limits.counts_nothing:
-            return Reservation(self, principal, estimate)
-        base = self._store.base(principal.slot)
+            return Reservation(self, (), estimate)
+        slot = principal.slot
         if self._shared:
-            self._store.lock(principal.slot)
+            self._store.lock(slot)
         try:
-            owed, running = self._owed(base, limits)
-            hindrance = obstacle(limits, owed, running, estimate)
-            if hindrance is not None:
-                raise refusal(principal.whose, limits, *hindrance, header_lines(limits, owed[1:4]))
-            debts = self._take(base, owed, estimate)
+            now_ns = self._clock_ns()
+            part, counted = self._take(HEAD_WORDS + slot * self._record_words, limits, estimate, now_ns // PART_NS)
+            if counted is None:
+                counted = self._take_all((principal,), estimate, part, now_ns)
+            if not limits.told_by_minute or not estimate:
+                lines = self._lines(principal, counted, estimate, part, now_ns)
+            else:
+                # The usual ones, without going through what others there are.
+                most_requests, most_tokens, _, _ = limits.most
+                left = most_tokens - counted[1]
+                reset = duration((part + PARTS) * 1000 - now_ns // 1_000_000)
+                values = most_requests - counted[0], reset, left if left > 0 else 0, reset
+                lines = limits.header_template % values
         finally:
             if self._shared:
-                self._store.unlock(principal.slot)
-        return Reservation(self, principal, estimate, debts)
+                self._store.unlock(slot)
+        return Reservation(self, (principal,), estimate, part, lines)
 
     def _reserve_all(self, principal: Principal, shared: tuple[Account, ...], estimate: int) -> Reservation:
         """The same for several accounts at once: all of them pay, or none."""
         for account in shared:
             check_cap(account.whose, account.limits, estimate)
-        payers: list[Principal | Account] = [principal, *shared]
-        accounts = [account for account in payers if not account.limits.counts_nothing]
+        everybody: list[Payer] = [principal, *shared]
+        payers = [payer for payer in everybody if not payer.limits.counts_nothing]
         # Everybody locks in the same order, so that nobody waits in a circle.
-        slots = sorted(account.slot for account in accounts)
+        slots = sorted(payer.slot for payer in payers)
         for slot in slots:
             self._store.lock(slot)
         try:
-            found = [self._owed(self._store.base(account.slot), account.limits) for account in accounts]
-            self._check_all(accounts, found, estimate)
-            debts = [
-                self._take(self._store.base(account.slot), owed, estimate)
-                for account, (owed, _) in zip(accounts, found, strict=True)
-            ]
+            now_ns = self._clock_ns()
+            part = max(now_ns // PART_NS, *(self._words[self._store.base(slot) + AT] for slot in slots))
+            counted = self._take_all(payers, estimate, part, now_ns)
+            lines = b"" if principal.limits.counts_nothing else self._lines(principal, counted, estimate, part, now_ns)
         finally:
             for slot in slots:
                 self._store.unlock(slot)
-        own = NO_DEBTS if principal.limits.counts_nothing else debts[0]
-        return Reservation(self, principal, estimate, own, shared)
+        return Reservation(self, payers, estimate, part, lines)
 
-    def _check_all(
-        self, accounts: Sequence[Principal | Account], found: Sequence[tuple[Owed, int]], estimate: int
-    ) -> None:
-        """Raises RateLimited for the account that keeps the request out for longest."""
-        hindered = []
-        for account, (owed, running) in zip(accounts, found, strict=True):
-            hindrance = obstacle(account.limits, owed, running, estimate)
-            if hindrance is not None:
-                hindered.append((account, hindrance))
-        if hindered:
-            account, (limit, wait_us) = max(hindered, key=lambda each: each[1][1])
-            own = accounts[0]
-            lines = header_lines(own.limits, found[0][0][1:4]) if isinstance(own, Principal) else b""
-            raise refusal(account.whose, account.limits, limit, wait_us, lines)
-
-    def settle(
-        self, account: Principal | Account, estimate: int, actual_tokens: int | None, *, served: bool = True
-    ) -> None:
-        """What Reservation.settle does, once, for one account."""
-        limits = account.limits
-        if limits.counts_nothing:
-            return
-        words, base = self._words, self._store.base(account.slot)
-        words[base + self._running] -= 1
-        if not limits.counts_tokens and served:
-            return
-        more = 0 if actual_tokens is None or not limits.counts_tokens else bounded(actual_tokens) - estimate
-        if more > 0 or not served:
-            self._correct(account, base, max(more, 0), 0 if served else MINUTE_US)
-        if more < 0:
-            # What is given back may wait for the next reservation: a debt ends the same whichever of the two comes
-            # first, this or the time that pays it off.
-            words[base + self._given_back] -= more
-
-    def _correct(self, account: Principal | Account, base: int, more_tokens: int, requests_back: int) -> None:
-        """Adds to the debt at once: later, time that was idle before would pay for it."""
-        self._store.lock(account.slot)
-        try:
-            (now, requests, tokens, day, seen), _ = self._owed(base, account.limits)
-            requests = max(requests - requests_back, 0)
-            self._write(base, now, seen, (requests, tokens + more_tokens * MINUTE_US, day + more_tokens * DAY_MS))
-        finally:
-            self._store.unlock(account.slot)
-
-    def _owed(self, base: int, limits: Limits) -> tuple[Owed, int]:
-        """What is owed now, and how many requests run."""
-        updated, requests, tokens, seen, day, *own = self._store.record(base)
-        workers = self._store.workers
-        # One worker's are read without making lists of them.
-        running, given_back = own if workers == 1 else (sum(own[:workers]), sum(own[workers:]))
-        now = self._clock_ns() // 1000
-        elapsed = now - updated
-        if elapsed < 0:
-            now, elapsed = updated, 0
-        limit = limits.tokens_per_minute
-        if limit is None:
-            tokens = 0
+    def _take_all(self, payers: Sequence[Payer], estimate: int, part: int, now_ns: int) -> Counted:
+        """Takes a request from all of `payers` or none, at `part`, before which none of them is. Returns what is
+        counted of the first. Raises RateLimited for the one that keeps it out for longest."""
+        taken: list[Counted] = []
+        for payer in payers:
+            _, counted = self._take(self._store.base(payer.slot), payer.limits, estimate, part)
+            if counted is None:
+                break
+            taken.append(counted)
         else:
-            tokens -= (given_back - seen) * MINUTE_US
-            tokens = 0 if limit * elapsed >= tokens else tokens - limit * elapsed
-        limit = limits.requests_per_minute
-        requests = 0 if limit is None or limit * elapsed >= requests else requests - limit * elapsed
-        limit = limits.tokens_per_day
-        if limit is None:
-            day = 0
-        else:
-            day -= (given_back - seen) * DAY_MS
-            paid = limit * (now // 1000 - updated // 1000)
-            day = 0 if paid >= day else day - paid
-        return (now, requests, tokens, day, given_back), running
+            return taken[0]
+        for payer, _ in zip(payers, taken, strict=False):
+            self.settle(payer, part, -estimate, False)
+        self._check_all(payers, estimate, now_ns)
+        # A worker has died while it wrote: now that all parts were counted, the sums are right.
+        return self._take_all(payers, estimate, part, now_ns)
 
-    def _take(self, base: int, owed: Owed, estimate: int) -> Debts:
-        """One request of `estimate` tokens more. Returns the debts then."""
-        now, requests, tokens, day, seen = owed
-        requests += MINUTE_US
-        tokens += estimate * MINUTE_US
-        day += estimate * DAY_MS
-        self._write(base, now, seen, (requests, tokens, day))
-        self._words[base + self._running] += 1
-        return requests, tokens, day
-
-    def _write(self, base: int, now: int, seen: int, debts: Debts) -> None:
-        """In this order a worker that is killed between two words may cost the key some of what it has paid off, and
-        never lends it any."""
+    def _take(self, base: int, limits: Limits, estimate: int, part: int) -> tuple[int, Counted | None]:
+        """Takes a request from one account at `part`, or later if it is there already, or takes nothing and gives None.
+        Sums are written first, so that they are never below their parts."""
         words = self._words
-        words[base + UPDATED] = now
-        words[base + SEEN] = seen
-        words[base + REQUESTS], tokens, day = debts
-        words[base + TOKENS] = tokens if tokens < MAX_DEBT else MAX_DEBT
-        words[base + DAY] = day if day < MAX_DEBT else MAX_DEBT
+        at, requests, tokens, day = _HEAD.unpack_from(self._memory, (base + AT) * WORD_BYTES)
+        if at != part:
+            part, requests, tokens, day = self._store.advance(base, part)
+        most_requests, most_tokens, most_day, most_running = limits.most
+        own = base + self._running
+        running = words[own]
+        if (
+            requests >= most_requests
+            or (tokens + estimate > most_tokens and tokens)
+            or (day + estimate > most_day and day)
+            or (running if not self._shared else self._store.running(base)) >= most_running
+        ):
+            return part, None
+        words[own] = running + 1
+        place = base + part % PARTS
+        if limits.counts_requests:
+            words[base + REQUESTS] = requests = requests + 1
+            words[place + self._requests_ring] += 1
+        if limits.counts_minute:
+            words[base + TOKENS] = tokens = tokens + estimate
+            words[place + self._tokens_ring] += estimate
+        if limits.counts_day:
+            words[base + DAY] = day = day + estimate
+            words[base + self._day_ring + part // DAY_PART % PARTS] += estimate
+        return part, (requests, tokens, day)
+
+    def _check_all(self, payers: Sequence[Payer], estimate: int, now_ns: int) -> None:
+        """Raises RateLimited for the account that keeps the request out for longest, by what is in the parts."""
+        store = self._store
+        found = [store.rings(store.base(payer.slot), payer.limits) for payer in payers]
+        worst: tuple[Payer, str, int] | None = None
+        for payer, rings in zip(payers, found, strict=True):
+            running = store.running(store.base(payer.slot))
+            obstacle = hindrance(payer.limits, rings, running, estimate, now_ns)
+            if obstacle is not None and (worst is None or obstacle[1] > worst[2]):
+                worst = payer, *obstacle
+        if worst is not None:
+            own, (payer, limit, wait_ns) = payers[0], worst
+            lines = standing(own.limits, found[0], now_ns) if isinstance(own, Principal) else b""
+            raise refusal(payer.whose, payer.limits, limit, wait_ns, lines)
+
+    def _lines(self, principal: Principal, counted: Counted, estimate: int, part: int, now_ns: int) -> bytes:
+        """The key's x-ratelimit lines when it has just been admitted at `part`."""
+        if not estimate:
+            # Then the last tokens may be of an earlier part.
+            rings = self._store.rings(self._store.base(principal.slot), principal.limits)
+            return standing(principal.limits, rings, now_ns)
+        minute_ns = tokens_ns = (part + PARTS) * PART_NS - now_ns
+        if not principal.limits.counts_minute:
+            tokens_ns = (part // DAY_PART + PARTS) * DAY_PART * PART_NS - now_ns
+        return header_lines(principal.limits, counted, minute_ns, tokens_ns)
+
+    def settle(self, payer: Payer, part: int, more_tokens: int, served: bool) -> None:
+        """What Reservation.settle does, once, for one account: `more_tokens` than were reserved at `part`."""
+        limits, base = payer.limits, HEAD_WORDS + payer.slot * self._record_words
+        if more_tokens or not served:
+            if self._shared:
+                self._store.lock(payer.slot)
+            try:
+                if more_tokens > 0:
+                    self._store.charge(base, limits, self._clock_ns() // PART_NS, more_tokens)
+                    more_tokens = 0
+                self._store.give_back(base, limits, part, more_tokens, 0 if served else -1)
+            finally:
+                if self._shared:
+                    self._store.unlock(payer.slot)
+        self._words[base + self._running] -= 1

@@ -1,7 +1,8 @@
 """The counters of all keys in memory that the worker processes share, with one lock per key that dies with its holder.
 
-Made before the workers are forked; never on disk, gone with the last process. Neighbours: ratelimit.py (what the
-words of a record mean), docs/decisions/004-limits-in-shared-memory.md (why, and what the lock costs).
+Made before the workers are forked; never on disk, gone with the last process. Neighbours: windows.py (what the counts
+mean), ratelimit.py (takes and gives back), docs/decisions/016-strict-windows.md (why parts) and
+004-limits-in-shared-memory.md (why shared memory, and what the lock costs).
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import mmap
 import os
 from struct import Struct
 
+from gateway.limits import Limits
+from gateway.windows import DAY_PART, PARTS, Rings
+
 WORD_BYTES = 8
 # One word: how many slots are taken. The rest keeps records on cache lines of their own.
 HEAD_WORDS = 8
-# A record: the digest of the key; time of the last change; debts of requests and tokens; how many of the given-back
-# tokens the debts know of; a day's debt of tokens; and then, a word for each worker, the requests it has running and
-# the tokens it gave back.
-DIGEST_WORDS, UPDATED, REQUESTS, TOKENS, SEEN, DAY, OWN = 4, 4, 5, 6, 7, 8, 9
+# A record: the digest of the key; the newest part of a minute; what the parts hold together, of requests, tokens and a
+# day's tokens; a word for each worker, the requests it has running; and then the parts themselves, in three rings.
+DIGEST_WORDS, AT, REQUESTS, TOKENS, DAY, OWN = 4, 4, 5, 6, 7, 8
 
 # More keys than a file of 1 MiB can name, so that thousands can come and go before a restart.
 DEFAULT_SLOTS = 16_384
@@ -31,18 +34,24 @@ class LimitStore:
     """Records of 64-bit integers, one per key, zero at first. `workers` processes share them, each with one thread.
 
     With one worker there is no lock. Locks are POSIX record locks, which the kernel drops when their holder dies, at
-    whatever instruction: every word is written in one piece, and a record between two words is a valid one. A worker's
-    own words are written by nobody else and need no lock.
+    whatever instruction. Every word is written in one piece, and in such an order that a sum is never below what its
+    parts hold: a worker that is killed between two words lends its key nothing, and whoever would be refused because of
+    it is counted again (`rings`). A worker's own word is written by nobody else and needs no lock.
     """
 
     def __init__(self, slots: int = DEFAULT_SLOTS, workers: int = 1) -> None:
         self.slots = slots
         self.workers = workers
-        # Whole cache lines, so that two keys never share one.
-        self.record_words = (OWN + 2 * workers + 7) // 8 * 8
-        self._memory = mmap.mmap(-1, (HEAD_WORDS + slots * self.record_words) * WORD_BYTES)
-        self.words = memoryview(self._memory).cast("q")
-        self._record = Struct(f"{OWN - UPDATED + 2 * workers}q")
+        # Where in a record the rings are.
+        self.requests_ring = OWN + workers
+        self.tokens_ring = self.requests_ring + PARTS
+        self.day_ring = self.tokens_ring + PARTS
+        # Whole cache lines, so that two keys never share one. Only pages of keys that ask are ever there.
+        self.record_words = (self.day_ring + PARTS + 7) // 8 * 8
+        self.memory = mmap.mmap(-1, (HEAD_WORDS + slots * self.record_words) * WORD_BYTES)
+        self.words = memoryview(self.memory).cast("q")
+        self._ring = Struct(f"{PARTS}q")
+        self._nothing = memoryview(bytes(PARTS * WORD_BYTES)).cast("q")
         self._locks = os.memfd_create("upshift-limits") if workers > 1 else None
         self._known: dict[bytes, int] = {}
 
@@ -50,9 +59,98 @@ class LimitStore:
         """Where the slot's record begins in `words`."""
         return HEAD_WORDS + slot * self.record_words
 
-    def record(self, base: int) -> tuple[int, ...]:
-        """The words of the record at `base`, from UPDATED on, read in one piece."""
-        return self._record.unpack_from(self._memory, (base + UPDATED) * WORD_BYTES)
+    # -- the record at `base`, to be used under its lock -------------------------------------------------------------
+
+    def advance(self, base: int, part: int) -> tuple[int, int, int, int]:
+        """Makes `part` the newest of the record, so that what has left the windows is not counted any more; a clock
+        that goes back changes nothing. Returns the newest part, and what is counted: requests, tokens, a day's."""
+        words = self.words
+        at = words[base + AT]
+        if part > at:
+            self._forget(base + self.requests_ring, base + REQUESTS, at, part - at)
+            self._forget(base + self.tokens_ring, base + TOKENS, at, part - at)
+            day, day_at = part // DAY_PART, at // DAY_PART
+            if day != day_at:
+                self._forget(base + self.day_ring, base + DAY, day_at, day - day_at)
+            # Last: whoever dies before has forgotten what was to be forgotten, and the next does the rest.
+            words[base + AT] = at = part
+        return at, words[base + REQUESTS], words[base + TOKENS], words[base + DAY]
+
+    def _forget(self, ring: int, total: int, at: int, passed: int) -> None:
+        """Empties the places in `ring` of the `passed` parts after `at`, which their forerunners still have."""
+        words = self.words
+        if not words[total]:
+            return
+        first = (at + 1) % PARTS
+        if passed == 1:
+            gone = words[ring + first]
+            words[ring + first] = 0
+        elif first + passed <= PARTS:
+            gone = self._empty(ring + first, ring + first + passed)
+        elif passed < PARTS:
+            gone = self._empty(ring + first, ring + PARTS) + self._empty(ring, ring + first + passed - PARTS)
+        else:
+            gone = words[total]
+            words[ring : ring + PARTS] = self._nothing
+        if gone:
+            words[total] -= gone
+
+    def _empty(self, start: int, end: int) -> int:
+        """Returns what was in those places."""
+        gone = sum(self.words[start:end])
+        if gone:
+            self.words[start:end] = self._nothing[: end - start]
+        return gone
+
+    def charge(self, base: int, limits: Limits, part: int, tokens: int) -> None:
+        """Counts so many tokens more at `part`, whatever the limits are. The sum first: it is never below its parts."""
+        words = self.words
+        part, *_ = self.advance(base, part)
+        if limits.counts_minute:
+            words[base + TOKENS] += tokens
+            words[base + self.tokens_ring + part % PARTS] += tokens
+        if limits.counts_day:
+            words[base + DAY] += tokens
+            words[base + self.day_ring + part // DAY_PART % PARTS] += tokens
+
+    def give_back(self, base: int, limits: Limits, part: int, tokens: int, requests: int) -> None:
+        """Adds `tokens` and `requests`, which are not above 0, to what was counted at `part`, where that still counts.
+        The sum last: it is never below its parts."""
+        words = self.words
+        at = words[base + AT]
+        if at - part < PARTS:
+            place = base + part % PARTS
+            if tokens and limits.counts_minute:
+                words[place + self.tokens_ring] += tokens
+                words[base + TOKENS] += tokens
+            if requests and limits.counts_requests:
+                words[place + self.requests_ring] += requests
+                words[base + REQUESTS] += requests
+        if limits.counts_day and at // DAY_PART - part // DAY_PART < PARTS:
+            words[base + self.day_ring + part // DAY_PART % PARTS] += tokens
+            words[base + DAY] += tokens
+
+    def running(self, base: int) -> int:
+        """How many requests run at all workers."""
+        return sum(self.words[base + OWN : base + OWN + self.workers])
+
+    def rings(self, base: int, limits: Limits) -> Rings:
+        """The parts of what is limited; their sums in the record are put right by them."""
+        at = self.words[base + AT]
+        return Rings(
+            at,
+            self._counted(base + self.requests_ring, base + REQUESTS, at) if limits.counts_requests else (),
+            self._counted(base + self.tokens_ring, base + TOKENS, at) if limits.counts_minute else (),
+            self._counted(base + self.day_ring, base + DAY, at // DAY_PART) if limits.counts_day else (),
+        )
+
+    def _counted(self, ring: int, total: int, at: int) -> tuple[int, ...]:
+        parts = self._ring.unpack_from(self.memory, ring * WORD_BYTES)
+        self.words[total] = sum(parts)
+        oldest = (at + 1) % PARTS
+        return parts[oldest:] + parts[:oldest]
+
+    # -- whose record is where ---------------------------------------------------------------------------------------
 
     def slot_of(self, digest: bytes) -> int:
         """The slot of a key by its SHA-256, the same in every worker, taken when first asked for. Raises StoreFull."""
@@ -69,13 +167,13 @@ class LimitStore:
         taken = self.words[0]
         for slot in range(len(self._known), taken):
             start = self.base(slot) * WORD_BYTES
-            self._known[self._memory[start : start + len(digest)]] = slot
+            self._known[self.memory[start : start + len(digest)]] = slot
         if digest in self._known:
             return self._known[digest]
         if taken == self.slots:
             raise StoreFull(f"more than {self.slots} different API keys since the start; restart the gateway")
         start = self.base(taken) * WORD_BYTES
-        self._memory[start : start + len(digest)] = digest
+        self.memory[start : start + len(digest)] = digest
         self.words[0] = taken + 1
         self._known[digest] = taken
         return taken
@@ -99,6 +197,6 @@ class LimitStore:
     def close(self) -> None:
         """Gives the memory back."""
         self.words.release()
-        self._memory.close()
+        self.memory.close()
         if self._locks is not None:
             os.close(self._locks)

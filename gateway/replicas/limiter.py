@@ -1,7 +1,7 @@
 """Limits that replicas share: one script at Redis admits a request, one settles it; without Redis, what is configured.
 
 Neighbours: reserve.lua, settle.lua, renew.lua (the counting; shared.lua is the beginning of each), link.py (the
-connection), ../ratelimit.py (the same in memory, and what `local` means), ../buckets.py (what debts mean).
+connection), ../ratelimit.py (the same in memory, and what `local` means), ../windows.py (what counts mean).
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from typing import Any
 from config.limits import OnRedisError
 from config.redis import RedisSettings
 from gateway.auth import Principal
-from gateway.buckets import NO_DEBTS, bounded, check_cap, header_lines, refusal
 from gateway.errors import LimitsUnavailable
 from gateway.limits import Account, Limits
 from gateway.ratelimit import RateLimiter, Reservation
 from gateway.replicas.link import Link
 from gateway.replicas.wire import RedisGone, RedisRefused
+from gateway.windows import bounded, check_cap, header_lines, refusal
 
 # How long a gateway that was killed keeps its places among the running requests.
 LEASE_SECONDS = 30.0
+_LEASE_MS = b"%d" % (LEASE_SECONDS * 1000)
 RENEW_SECONDS = 10.0
 # How long the first requests may wait for the first try to connect.
 START_SECONDS = 5.0
@@ -36,10 +37,8 @@ RENEWED_AT_ONCE = 500
 # Settlements that wait for Redis to come back.
 MAX_UNSETTLED = 10_000
 
-_FOLDER = files("gateway.replicas")
-_SHARED = _FOLDER.joinpath("shared.lua").read_bytes()
-_SCRIPTS = [_SHARED + _FOLDER.joinpath(f"{name}.lua").read_bytes() for name in ("reserve", "settle", "renew")]
-_RESERVE, _SETTLE, _RENEW = (hashlib.sha1(text, usedforsecurity=False).hexdigest().encode() for text in _SCRIPTS)
+REDIS_CLOCK = b"redis.call('TIME')"
+
 _KINDS = ("requests", "tokens", "tokens_per_day", "concurrent")
 
 UNLIMITED = Limits()
@@ -53,9 +52,10 @@ logger = logging.getLogger("upshift")
 class Lease:
     """One request that is let in. Whoever got it calls `settle` when the request is over, however it ended.
 
-    `accounts` are those that pay for it, `limits` and `debts` those of the key; without `limiter` nobody counts it."""
+    `accounts` are those that pay for it, `limits` the key's, `parts` where in each account's windows it is counted (0
+    where nobody has told us); without `limiter` nobody counts it."""
 
-    __slots__ = ("_limiter", "accounts", "debts", "estimate", "id", "limits")
+    __slots__ = ("_limiter", "accounts", "estimate", "id", "limits", "lines", "parts")
 
     def __init__(
         self,
@@ -70,11 +70,12 @@ class Lease:
         self.accounts = accounts
         self.limits = limits
         self.estimate = estimate
-        self.debts = NO_DEBTS
+        self.parts = [0] * len(accounts)
+        self.lines = b""
 
     def header_lines(self) -> bytes:
         """As Reservation.header_lines."""
-        return header_lines(self.limits, self.debts)
+        return self.lines
 
     def settle(self, actual_tokens: int | None, *, served: bool = True) -> None:
         """As Reservation.settle; sends and does not wait."""
@@ -87,10 +88,14 @@ class Lease:
 
 class SharedLimiter:
     """Admits requests of one process against counters at Redis. Belongs to one event loop; `adopt` comes first, and
-    `run` must run as long as it is used."""
+    `run` must run as long as it is used. `clock` is what the scripts ask for the time, in seconds and microseconds."""
 
-    def __init__(self, settings: RedisSettings) -> None:
-        self._link = Link(settings, _SCRIPTS, self._on_up)
+    def __init__(self, settings: RedisSettings, clock: bytes = REDIS_CLOCK) -> None:
+        scripts = [_script(name, clock) for name in ("reserve", "settle", "renew")]
+        self._reserve, self._settle, self._renewal = (
+            hashlib.sha1(script, usedforsecurity=False).hexdigest().encode() for script in scripts
+        )
+        self._link = Link(settings, scripts, self._on_up)
         # One hash tag for all: a script needs its keys on one node of a cluster.
         self._prefix = f"{{{settings.prefix}}}:".encode()
         self._name = secrets.token_hex(6).encode()
@@ -136,9 +141,9 @@ class SharedLimiter:
         lease = Lease(
             self, b"%b-%x" % (self._name, self._leases), accounts, principal.limits, bounded(estimated_tokens)
         )
-        words = (lease.id, b"%d" % (LEASE_SECONDS * 1000), b"%d" % lease.estimate)
+        words = (lease.id, _LEASE_MS, b"%d" % lease.estimate)
         try:
-            answer = await self._link.ask(b"EVALSHA", _RESERVE, *self._keys(accounts), *words, *_figures(accounts))
+            answer = await self._link.ask(b"EVALSHA", self._reserve, *self._keys(accounts), *words, *_figures(accounts))
         except asyncio.CancelledError:
             self._undo(lease)
             raise
@@ -167,14 +172,14 @@ class SharedLimiter:
 
     def _admitted(self, lease: Lease, answer: list[Any]) -> Lease:
         """The lease as it was answered. Raises RateLimited."""
-        refused, *about = answer
-        *why, requests, tokens, day = about
-        # Redis counts milliseconds of a minute and seconds of a day.
-        lease.debts = int(requests) * 1000, int(tokens) * 1000, int(day) * 1000
+        refused, (requests, tokens, day, requests_ms, tokens_ms), *about = answer
+        ns = requests_ms * 1_000_000, tokens_ms * 1_000_000
+        lease.lines = header_lines(lease.limits, (requests, tokens, day), *ns)
         if refused:
-            number, kind, wait_ms = map(int, why)
+            number, kind, wait_ms = about
             account = lease.accounts[number - 1]
-            raise refusal(account.whose, account.limits, _KINDS[kind - 1], wait_ms * 1000, lease.header_lines())
+            raise refusal(account.whose, account.limits, _KINDS[kind - 1], wait_ms * 1_000_000, lease.lines)
+        lease.parts = about
         self._running[lease.id] = lease
         return lease
 
@@ -195,13 +200,14 @@ class SharedLimiter:
     # -- what Redis is told without waiting ------------------------------------------------------------------------
 
     def _send_settlement(self, lease: Lease, more_tokens: int, requests_back: int) -> None:
-        keys, figures = self._keys(lease.accounts), _figures(lease.accounts)
-        first = (*keys, lease.id, b"%d" % more_tokens, b"%d" % requests_back, *figures)
+        lease_words = (*self._keys(lease.accounts), lease.id, _LEASE_MS)
+        figures = (b"%d" % requests_back, *(b"%d" % part for part in lease.parts), *_figures(lease.accounts))
+        first = (*lease_words, b"%d" % more_tokens, *figures)
         # Whether it was done is not known when the connection is lost meanwhile. Giving back twice does nothing, for
         # the lease is gone by then; charging twice would charge.
-        again = first if more_tokens <= 0 else (*keys, lease.id, b"0", b"%d" % requests_back, *figures)
+        again = first if more_tokens <= 0 else (*lease_words, b"0", *figures)
         try:
-            told = self._link.send(b"EVALSHA", _SETTLE, *first)
+            told = self._link.send(b"EVALSHA", self._settle, *first)
         except RedisGone:
             self._unsettled.append(first)
             return
@@ -214,7 +220,7 @@ class SharedLimiter:
     def _on_up(self) -> None:
         waiting, self._unsettled = self._unsettled, deque(maxlen=MAX_UNSETTLED)
         for words in waiting:
-            self._link.send(b"EVALSHA", _SETTLE, *words)
+            self._link.send(b"EVALSHA", self._settle, *words)
         self.renew()
 
     async def _renew(self) -> None:
@@ -233,12 +239,18 @@ class SharedLimiter:
         for leases, ids in by_account.items():
             for start in range(0, len(ids), RENEWED_AT_ONCE):
                 some = ids[start : start + RENEWED_AT_ONCE]
-                self._link.send(b"EVALSHA", _RENEW, b"1", leases, b"%d" % (LEASE_SECONDS * 1000), *some)
+                self._link.send(b"EVALSHA", self._renewal, b"1", leases, _LEASE_MS, *some)
 
     def _keys(self, accounts: Sequence[Payer]) -> Words:
-        """How many keys, and each account's bucket and leases."""
+        """How many keys, and each account's counts and leases."""
         names = [self._prefix + account.digest[:16].hex().encode() for account in accounts]
-        return (b"%d" % (2 * len(names)), *(key for name in names for key in (name, name + b":leases")))
+        return (b"%d" % (2 * len(names)), *(key for name in names for key in (name + b":counts", name + b":leases")))
+
+
+def _script(name: str, clock: bytes) -> bytes:
+    folder = files("gateway.replicas")
+    shared = folder.joinpath("shared.lua").read_bytes().replace(REDIS_CLOCK, clock)
+    return shared + folder.joinpath(f"{name}.lua").read_bytes()
 
 
 def _figures(accounts: Sequence[Payer]) -> list[bytes]:

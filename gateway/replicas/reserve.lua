@@ -1,54 +1,89 @@
 -- Takes one request, its estimated tokens and a place among the running ones from every account, or nothing at all.
 --
--- KEYS: for each account its bucket (a hash) and its leases (a sorted set: lease -> when it ends, ms).
--- ARGV: lease, how long it lasts (ms), estimate; then for each account requests per minute, tokens per minute, tokens per
---       day, concurrent; 0 is no limit.
--- Returns {0, debts...} when it took them, otherwise {1, account, limit, wait ms, debts...}: debts are what the first
--- account owes afterwards.
+-- KEYS: for each account its counts (a string) and its leases (a sorted set: lease -> when it ends, ms).
+-- ARGV: lease, how long it lasts (ms), estimate; then for each account its limits.
+-- Returns {0, standing, parts...} when it took them, where the parts are those in which each account counts it, otherwise
+-- {1, standing, account, limit, wait ms}. The standing is the first account's: what it counts of requests, tokens and a
+-- day's tokens, and in how many ms none of either of them is counted any more.
 
 local lease, lease_ms, estimate = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local units = {1, estimate, estimate}
+
+-- In how many ms the parts of a ring up to `part` have left.
+local function wait_for(account, kind, part)
+  return (part + PARTS) * WIDTHS[kind] * 1000 - account.clock
+end
+
+-- Up to which part a ring has to have left before a request fits.
+local function too_many(account, kind, limit)
+  local most, left = math.max(limit - units[kind], 0), account.sums[kind]
+  local part = account.newest[kind] - PARTS
+  while left > most and part < account.newest[kind] do
+    part = part + 1
+    left = left - held(account, kind, part)
+  end
+  return part
+end
+
+-- In how many ms nothing of a kind is counted any more.
+local function until_empty(account, kind, just_taken)
+  if account.limits[kind] == 0 or account.sums[kind] == 0 then
+    return 0
+  end
+  local last, first = account.newest[kind], account.newest[kind] - PARTS
+  while not (just_taken and units[kind] > 0) and last > first and held(account, kind, last) == 0 do
+    last = last - 1
+  end
+  return wait_for(account, kind, last)
+end
+
+local function standing(account, just_taken)
+  local sums, kind = account.sums, account.limits[2] > 0 and 2 or 3
+  return {sums[1], sums[2], sums[3], until_empty(account, 1, just_taken), until_empty(account, kind, just_taken)}
+end
 
 local accounts = {}
 local hindered, hindrance, wait = 0, 0, 0
 
-local function hinder(account, limit, ms)
+local function hinder(i, limit, ms)
   if ms > wait then
-    hindered, hindrance, wait = account, limit, ms
+    hindered, hindrance, wait = i, limit, ms
   end
 end
 
 for i = 1, #KEYS / 2 do
-  local bucket, leases, limits = KEYS[2 * i - 1], KEYS[2 * i], limits_of(i)
-  local debts = owed(bucket, limits)
-  redis.call('ZREMRANGEBYSCORE', leases, '-inf', now)
-  if limits[4] > 0 and redis.call('ZCARD', leases) >= limits[4] then
+  local account, limits = counted(KEYS[2 * i - 1]), limits_of(i)
+  account.leases, account.limits = KEYS[2 * i], limits
+  redis.call('ZREMRANGEBYSCORE', account.leases, '-inf', now)
+  if limits[4] > 0 and redis.call('ZCARD', account.leases) >= limits[4] then
     hinder(i, 4, 1000)
   end
-  if limits[1] > 0 then
-    hinder(i, 1, math.ceil((debts[1] + UNITS[1] - limits[1] * UNITS[1]) / limits[1]))
-  end
-  for k = 2, 3 do
-    if limits[k] > 0 then
-      -- A request larger than the bucket comes in when it is full.
-      local over = math.min(debts[k] + (estimate - limits[k]) * UNITS[k], debts[k])
-      hinder(i, k, math.ceil(over / limits[k]) * PAYS_MS[k])
+  for kind = 1, 3 do
+    local sum = account.sums[kind]
+    -- A request larger than the whole limit comes in when nothing is counted.
+    if limits[kind] > 0 and sum > 0 and sum + units[kind] > limits[kind] then
+      hinder(i, kind, wait_for(account, kind, too_many(account, kind, limits[kind])))
     end
   end
-  accounts[i] = {bucket, leases, limits, debts}
+  accounts[i] = account
 end
 
-local first = accounts[1][4]
 if hindered > 0 then
-  return {1, hindered, hindrance, wait, text(first[1]), text(first[2]), text(first[3])}
+  for _, account in ipairs(accounts) do
+    -- Where nothing is kept there is nothing to bring up to date.
+    if #account.kept > 0 and #account.changes > 0 then
+      write(account)
+    end
+  end
+  return {1, standing(accounts[1], false), hindered, hindrance, wait}
 end
 
-for _, account in ipairs(accounts) do
-  local bucket, leases, limits, debts = unpack(account)
-  debts[1] = debts[1] + UNITS[1]
-  debts[2] = debts[2] + estimate * UNITS[2]
-  debts[3] = debts[3] + estimate * UNITS[3]
-  keep(bucket, limits, debts)
-  redis.call('ZADD', leases, text(now + lease_ms), lease)
-  redis.call('PEXPIRE', leases, text(lease_ms + SPARE_MS))
+local answer = {0, 0}
+for i, account in ipairs(accounts) do
+  take(account, account.limits, units)
+  redis.call('ZADD', account.leases, now + lease_ms, lease)
+  redis.call('PEXPIRE', account.leases, lease_ms + SPARE_MS)
+  answer[2 + i] = account.newest[1]
 end
-return {0, text(first[1]), text(first[2]), text(first[3])}
+answer[2] = standing(accounts[1], true)
+return answer

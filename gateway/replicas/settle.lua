@@ -1,23 +1,43 @@
 -- Ends a reservation: its place among the running ones, and the difference between its estimate and what it took.
 --
--- KEYS: as in reserve.lua. ARGV: lease, tokens to add (below 0: to give back), requests to give back (0 or 1); then for
--- each account requests per minute, tokens per minute, tokens per day, concurrent; 0 is no limit.
--- Only a lease that is there gives anything back: a reservation that Redis never heard of took nothing.
+-- KEYS: as in reserve.lua. ARGV: lease, how long it lasted at first (ms), tokens to add (below 0: to give back), requests
+-- to give back (0 or 1); the part in which each account counts it, 0 where nobody has been told; then each one's limits.
+-- What is given back is not counted any more where it was, what is added is counted now. Only a lease that is there gives
+-- anything back: a reservation that Redis never heard of took nothing.
 
-local lease, tokens_more, requests_back = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local lease, lease_ms, more, requests_back = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+
+local function give_back(counts, limits, part)
+  local kept, units, changes = redis.call('GET', counts) or '', {requests_back, -more, -more}, {}
+  local at = number_at(kept, AT)
+  for kind = 1, 3 do
+    local reserved = math.floor(part / WIDTHS[kind])
+    local passed = math.floor(at / WIDTHS[kind]) - reserved
+    if limits[kind] > 0 and units[kind] > 0 and passed >= 0 and passed < PARTS then
+      local back = -math.min(units[kind], number_at(kept, place_of(kind, reserved)))
+      change(changes, 'INCRBY', SUMS + kind, back)
+      change(changes, 'INCRBY', place_of(kind, reserved), back)
+    end
+  end
+  if #changes > 0 then
+    redis.call('BITFIELD', counts, unpack(changes))
+  end
+end
 
 for i = 1, #KEYS / 2 do
-  local bucket, leases = KEYS[2 * i - 1], KEYS[2 * i]
+  local counts, leases, limits, part = KEYS[2 * i - 1], KEYS[2 * i], limits_of(i), tonumber(ARGV[4 + i])
+  if part == 0 then
+    -- A lease that nobody was told of has not been renewed. Where the clock has been set back this is too early, which
+    -- does no harm: what is taken from an earlier part, if it holds as much, would have left before.
+    local ends = redis.call('ZSCORE', leases, lease)
+    part = ends and math.floor((tonumber(ends) - lease_ms) / 1000) or 0
+  end
   local known = redis.call('ZREM', leases, lease) == 1
-  if tokens_more > 0 or (known and (tokens_more < 0 or requests_back > 0)) then
-    local limits = limits_of(i)
-    local debts = owed(bucket, limits)
-    if known then
-      debts[1] = debts[1] - requests_back * UNITS[1]
-    end
-    debts[2] = debts[2] + tokens_more * UNITS[2]
-    debts[3] = debts[3] + tokens_more * UNITS[3]
-    keep(bucket, limits, debts)
+  if more > 0 then
+    take(counted(counts), limits, {0, more, more})
+  end
+  if known then
+    give_back(counts, limits, part)
   end
 end
 return 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
+import itertools
 import os
 import signal
 import socket
@@ -17,13 +18,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from config.limits import LimitSettings, LimitsSettings
 from config.schema import Settings
 from gateway.auth import Authenticator, Principal, principals
+from gateway.errors import RateLimited
 from gateway.keys import hash_of, new_key
 from gateway.keysfile import KeyEntry, KeysFile
+from gateway.limits import Limits
 from gateway.ratelimit import RateLimiter, estimate_tokens
 from gateway.ratelimit_store import LimitStore
 
@@ -46,7 +49,8 @@ class Gate:
         self.door = Authenticator(principals(settings, KeysFile(keys=tuple(entries)), self.store.slot_of))
         self.limiter = RateLimiter(self.store)
         self.principal: Principal = self.lookup()
-        self.reservation = self.limiter.reserve(self.principal, 1)
+        self.refused = Principal("refused", None, None, Limits(1), self.store.slot_of(b"\0" * 32), None, b"\0" * 32)
+        self.limiter.reserve(self.refused, 600)
 
     def lookup(self) -> Principal:
         return self.door.principal(self.headers)
@@ -55,12 +59,20 @@ class Gate:
         """The usual end: the answer was shorter than its cap."""
         self.limiter.reserve(self.principal, 600).settle(240)
 
+    def later(self, seconds: int) -> Step:
+        """The same so many seconds after the last one: what has left the windows meanwhile is to be forgotten."""
+        times = itertools.count(time.monotonic_ns(), seconds * 10**9)
+        limiter = RateLimiter(self.store, clock_ns=times.__next__)
+        return lambda: limiter.reserve(self.principal, 600).settle(240)
+
     def overrun(self) -> None:
         """The rare end: the answer took more than was estimated, which needs the lock again."""
         self.limiter.reserve(self.principal, 600).settle(900)
 
-    def header_lines(self) -> bytes:
-        return self.reservation.header_lines()
+    def refuse(self) -> None:
+        """A request too many, with all that the refusal says."""
+        with suppress(RateLimited):
+            self.limiter.reserve(self.refused, 600)
 
     def whole(self) -> None:
         """Everything a request pays, its header lines included."""
@@ -70,7 +82,7 @@ class Gate:
         reservation.settle(240)
 
     def promise(self) -> None:
-        """Lookup, reservation and settlement: what the budget of 8 µs is for."""
+        """Lookup, reservation with its header lines, and settlement: what the budget of 8 µs is for."""
         principal = self.door.principal(self.headers)
         self.limiter.reserve(principal, 600).settle(240)
 
@@ -97,12 +109,15 @@ def steps(asked: socket.socket) -> dict[str, Step]:
         "SHA-256 of a key (baseline)": lambda: hashlib.sha256(key).digest(),
         f"key lookup, {KEYS} keys": one.lookup,
         "reserve + settle, one worker": one.reserve,
+        "the same, each a second after the other": Gate(1).later(1),
+        "the same, each ten seconds after the other": Gate(1).later(10),
+        "the same, each two minutes after the other": Gate(1).later(120),
         "reserve + settle, 4 workers (lock)": four.reserve,
         "reserve + settle for more, 4 workers": four.overrun,
-        "header lines": one.header_lines,
+        "refusal, one worker": one.refuse,
         "lookup + reserve + settle, one worker": one.promise,
         "lookup + reserve + settle, 4 workers": four.promise,
-        "all of it with header lines, 4 workers": four.whole,
+        "all of it with the estimate, 4 workers": four.whole,
         "lock + unlock: lockf, one byte": lockf,
         "lock + unlock: flock, whole file": flock,
         "ask another process": ask,

@@ -12,12 +12,12 @@ import sys
 from gateway.errors import RateLimited
 from gateway.limits import Limits
 from gateway.ratelimit import RateLimiter
-from gateway.ratelimit_store import LimitStore
+from gateway.ratelimit_store import DAY, REQUESTS, LimitStore
 from tests.gateway.metering import Meter
 
 
 def hammer(limiter: RateLimiter, meter: Meter, tries: int) -> dict[str, int]:
-    """Reserves, and settles every second one for half its tokens. The clock stands still: nothing is refilled."""
+    """Reserves, and settles every second one for half its tokens. The clock stands still: nothing leaves."""
     counts = {"admitted": 0, "kept": 0, "running": 0}
     for number in range(tries):
         try:
@@ -35,7 +35,7 @@ def hammer(limiter: RateLimiter, meter: Meter, tries: int) -> dict[str, int]:
 
 
 def main(workers: int, limit: int, tries: int) -> None:
-    """One line of JSON per worker, then one with what is left."""
+    """One line of JSON per worker, then one with what is counted of requests and tokens."""
     store = LimitStore(8, workers)
     meter = Meter(Limits(requests_per_minute=limit, tokens_per_minute=10 * limit, concurrent=10 * limit), store)
     read_end, write_end = os.pipe()
@@ -58,9 +58,10 @@ def main(workers: int, limit: int, tries: int) -> None:
         sys.stdout.write(results.read())
     for worker in range(workers):
         store.forget_worker(worker)
-    meter.clock.pass_seconds(1)
-    lines = meter.reserve(0).header_lines().decode()
-    sys.stdout.write(json.dumps({"lines": lines}) + "\n")
+    base = store.base(meter.principal.slot)
+    sums = list(store.words[base + REQUESTS : base + DAY])
+    _, requests, tokens, _ = store.rings(base, meter.principal.limits)
+    sys.stdout.write(json.dumps({"sums": sums, "parts": [sum(requests), sum(tokens)]}) + "\n")
 
 
 if __name__ == "__main__":

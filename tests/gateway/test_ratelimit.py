@@ -4,30 +4,44 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.buckets import MAX_TOKENS, duration
 from gateway.errors import RateLimited, TooManyTokens, answer
 from gateway.limits import Limits
 from gateway.ratelimit import estimate_tokens
 from gateway.ratelimit_store import LimitStore
+from gateway.windows import MAX_TOKENS, duration
 from tests.gateway.metering import Meter, fields, left
 
 
-def test_as_many_as_the_limit_come_at_once_and_then_one_per_interval() -> None:
+def test_as_many_as_the_limit_come_at_once_and_the_next_when_these_have_left_the_window() -> None:
     meter = Meter(Limits(requests_per_minute=6))
+    meter.clock.pass_seconds(0.25)
     assert [left(meter.reserve(), "requests") for _ in range(6)] == [5, 4, 3, 2, 1, 0]
     with pytest.raises(RateLimited) as caught:
         meter.reserve()
-    assert (caught.value.limit, caught.value.retry_after_seconds) == ("requests", 10.0)
-    meter.clock.pass_seconds(9.999999)
+    # The sixty parts of a second after the one in which they came, and what is left of that.
+    assert (caught.value.limit, caught.value.retry_after_seconds) == ("requests", 60.75)
+    meter.clock.pass_seconds(60.749999)
     with pytest.raises(RateLimited):
         meter.reserve()
     meter.clock.pass_seconds(0.000001)
-    meter.reserve()
+    assert [left(meter.reserve(), "requests") for _ in range(6)] == [5, 4, 3, 2, 1, 0]
     with pytest.raises(RateLimited):
         meter.reserve()
 
 
-def test_a_long_pause_gives_no_more_than_the_bucket_holds() -> None:
+def test_requests_leave_the_window_as_they_came() -> None:
+    meter = Meter(Limits(requests_per_minute=3))
+    for _ in range(3):
+        meter.reserve()
+        meter.clock.pass_seconds(10)
+    for _ in range(9):
+        with pytest.raises(RateLimited) as caught:
+            meter.reserve()
+        meter.clock.pass_seconds(caught.value.retry_after_seconds)
+        assert left(meter.reserve(), "requests") == 0
+
+
+def test_a_long_pause_gives_no_more_than_the_limit() -> None:
     meter = Meter(Limits(requests_per_minute=3))
     for _ in range(2):
         assert [left(meter.reserve(), "requests") for _ in range(3)] == [2, 1, 0]
@@ -36,19 +50,29 @@ def test_a_long_pause_gives_no_more_than_the_bucket_holds() -> None:
         meter.clock.pass_seconds(86_400)
 
 
-def test_headers_say_limit_rest_and_time_to_full() -> None:
+def test_headers_say_limit_rest_and_time_until_nothing_is_counted() -> None:
     meter = Meter(Limits(requests_per_minute=60, tokens_per_minute=1000))
     lines = meter.reserve(250).header_lines()
     assert fields(lines) == {
         "limit-requests": "60",
         "remaining-requests": "59",
-        "reset-requests": "1s",
+        "reset-requests": "1m1s",
         "limit-tokens": "1000",
         "remaining-tokens": "750",
-        "reset-tokens": "15s",
+        "reset-tokens": "1m1s",
     }
     meter.clock.pass_seconds(7.5)
-    assert fields(meter.reserve(0).header_lines())["remaining-tokens"] == "875"
+    # A request that takes no tokens: the last that count are those of before.
+    assert fields(meter.reserve(0).header_lines()) == {
+        "limit-requests": "60",
+        "remaining-requests": "58",
+        "reset-requests": "1m0.5s",
+        "limit-tokens": "1000",
+        "remaining-tokens": "750",
+        "reset-tokens": "53.5s",
+    }
+    meter.clock.pass_seconds(53.5)
+    assert fields(meter.reserve(0).header_lines())["reset-tokens"] == "0ms"
 
 
 def test_headers_are_the_same_words_in_a_refusal() -> None:
@@ -59,10 +83,10 @@ def test_headers_are_the_same_words_in_a_refusal() -> None:
     refusal = answer(caught.value, "r")
     sent = dict(refusal.headers)
     assert refusal.status == 429
-    assert (sent[b"retry-after"], sent[b"retry-after-ms"]) == (b"60", b"60000")
+    assert (sent[b"retry-after"], sent[b"retry-after-ms"]) == (b"61", b"61000")
     assert sent[b"x-ratelimit-remaining-requests"] == b"0"
     assert sent[b"x-ratelimit-remaining-tokens"] == b"60"
-    assert sent[b"x-ratelimit-reset-requests"] == b"1m0s"
+    assert sent[b"x-ratelimit-reset-requests"] == b"1m1s"
 
 
 @pytest.mark.parametrize(
@@ -90,12 +114,17 @@ def test_nothing_is_taken_by_a_refused_request() -> None:
 
 
 def test_of_several_limits_the_one_that_holds_longest_is_named() -> None:
-    meter = Meter(Limits(requests_per_minute=1, tokens_per_minute=100, concurrent=1))
-    meter.reserve(100)
+    meter = Meter(Limits(requests_per_minute=2, tokens_per_minute=100, concurrent=2))
+    meter.reserve(60)
+    meter.clock.pass_seconds(20)
+    meter.reserve(40)
     with pytest.raises(RateLimited) as caught:
-        meter.reserve(50)
-    assert (caught.value.limit, caught.value.retry_after_seconds) == ("requests", 60.0)
-    assert "1 requests per minute" in caught.value.message
+        meter.reserve(70)
+    assert (caught.value.limit, caught.value.retry_after_seconds) == ("tokens", 61.0)
+    assert "100 tokens per minute" in caught.value.message
+    with pytest.raises(RateLimited) as caught:
+        meter.reserve(0)
+    assert (caught.value.limit, caught.value.retry_after_seconds) == ("requests", 41.0)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +140,7 @@ def test_settling_takes_or_gives_the_difference(actual: int | None, rest: int) -
     else:
         with pytest.raises(RateLimited) as caught:
             meter.reserve(1)
-        assert caught.value.retry_after_seconds == pytest.approx((500 + 1) * 0.06)
+        assert caught.value.retry_after_seconds == 61.0
 
 
 def test_settling_twice_counts_once() -> None:
@@ -124,32 +153,49 @@ def test_settling_twice_counts_once() -> None:
         meter.reserve(0)
 
 
-def test_giving_back_never_fills_beyond_the_bucket() -> None:
+def test_what_is_given_back_is_given_back_where_it_was_reserved() -> None:
     meter = Meter(Limits(tokens_per_minute=100))
-    reservation = meter.reserve(100)
+    first = meter.reserve(60)
     meter.clock.pass_seconds(45)
-    reservation.settle(0)
-    assert left(meter.reserve(100), "tokens") == 0
+    meter.reserve(40)
+    first.settle(10)
+    assert left(meter.reserve(0), "tokens") == 50
+    meter.clock.pass_seconds(16)
+    assert left(meter.reserve(0), "tokens") == 60
+    meter.clock.pass_seconds(45)
+    assert left(meter.reserve(0), "tokens") == 100
 
 
-def test_time_before_the_settling_does_not_pay_for_it() -> None:
+def test_giving_back_what_is_not_counted_any_more_gives_nothing() -> None:
+    meter = Meter(Limits(tokens_per_minute=100))
+    first = meter.reserve(100)
+    meter.clock.pass_seconds(61)
+    meter.reserve(30)
+    first.settle(0)
+    assert left(meter.reserve(0), "tokens") == 70
+
+
+def test_what_was_taken_beyond_the_estimate_counts_from_now_on() -> None:
     meter = Meter(Limits(tokens_per_minute=100))
     reservation = meter.reserve(10)
     meter.clock.pass_seconds(3600)
-    reservation.settle(110)
-    assert left(meter.reserve(0), "tokens") == 0
-    meter.clock.pass_seconds(6)
-    assert left(meter.reserve(0), "tokens") == 10
+    reservation.settle(120)
+    with pytest.raises(RateLimited) as caught:
+        meter.reserve(0)
+    assert caught.value.retry_after_seconds == 61.0
+    meter.clock.pass_seconds(61)
+    assert left(meter.reserve(0), "tokens") == 100
 
 
-def test_request_larger_than_the_bucket_is_admitted_when_it_is_full() -> None:
+def test_request_larger_than_the_limit_is_admitted_when_nothing_is_counted() -> None:
     meter = Meter(Limits(tokens_per_minute=100))
     reservation = meter.reserve(4000)
     assert left(reservation, "tokens") == 0
     with pytest.raises(RateLimited) as caught:
         meter.reserve(4000)
-    assert caught.value.retry_after_seconds == 40 * 60
+    assert caught.value.retry_after_seconds == 61.0
     reservation.settle(70)
+    meter.clock.pass_seconds(19)
     with pytest.raises(RateLimited) as caught:
         meter.reserve(4000)
     assert (caught.value.limit, caught.value.retry_after_seconds) == ("tokens", 42.0)
@@ -191,13 +237,18 @@ def test_changed_limits_count_on_from_the_same_record() -> None:
     assert (left(reservation, "requests"), left(reservation, "tokens")) == (0, 7)
 
 
-def test_clock_that_stands_still_or_goes_back_pays_nothing() -> None:
-    meter = Meter(Limits(requests_per_minute=60))
-    meter.reserve()
+def test_clock_that_goes_back_counts_nothing_away() -> None:
+    meter = Meter(Limits(requests_per_minute=60, tokens_per_minute=100))
+    meter.reserve(10)
     meter.clock.pass_seconds(-30)
+    second = meter.reserve(10)
+    assert left(second, "requests") == 58
+    second.settle(0)
+    assert left(meter.reserve(0), "tokens") == 90
+    meter.clock.pass_seconds(90)
+    assert left(meter.reserve(), "requests") == 56
+    meter.clock.pass_seconds(1)
     assert left(meter.reserve(), "requests") == 58
-    meter.clock.pass_seconds(30)
-    assert left(meter.reserve(), "requests") == 57
 
 
 @pytest.mark.parametrize(
@@ -219,13 +270,12 @@ def test_estimate(body_bytes: int, cap: int | None, n: int, tokens: int) -> None
 
 
 def test_absurd_figures_stay_within_the_memory_of_a_record() -> None:
-    meter = Meter(Limits(tokens_per_minute=1, concurrent=10**6))
-    reservations = [meter.reserve(10**18)]
-    reservations[0].settle(10**30)
+    meter = Meter(Limits(tokens_per_minute=1, tokens_per_day=10**9, concurrent=10**6))
     for _ in range(3):
-        meter.clock.pass_seconds(10**9)
+        meter.reserve(10**18).settle(10**30)
         with pytest.raises(RateLimited):
             meter.reserve(1)
+        meter.clock.pass_seconds(10**9)
 
 
 @pytest.mark.parametrize(

@@ -16,28 +16,40 @@ def account(store: LimitStore, limits: Limits, number: int = 1) -> Account:
     return Account(f"Account {number}", limits, store.slot_of(digest), digest)
 
 
-def test_a_day_holds_its_tokens_and_pays_them_off_evenly() -> None:
+def test_a_day_holds_its_tokens_in_parts_of_24_minutes() -> None:
     meter = Meter(Limits(tokens_per_day=8640))
-    assert left(meter.reserve(8000), "tokens") == 640
+    # The monotonic clock's part of a day began 1000 s ago.
+    first = meter.reserve(8000)
+    assert fields(first.header_lines()) == {
+        "limit-tokens": "8640",
+        "remaining-tokens": "640",
+        "reset-tokens": "1447m20s",
+    }
     with pytest.raises(RateLimited, match="8640 tokens per day") as caught:
         meter.reserve(641)
-    assert (caught.value.limit, caught.value.retry_after_seconds) == ("tokens_per_day", 10.0)
-    meter.clock.pass_seconds(9.999)
+    assert (caught.value.limit, caught.value.retry_after_seconds) == ("tokens_per_day", 61 * 1440 - 1000.0)
+    meter.clock.pass_seconds(86_400)
     with pytest.raises(RateLimited):
         meter.reserve(641)
-    meter.clock.pass_seconds(0.001)
-    meter.reserve(641).settle(1)
-    assert left(meter.reserve(0), "tokens") == 640
+    meter.clock.pass_seconds(440)
+    second = meter.reserve(641)
+    assert left(second, "tokens") == 7999
+    meter.clock.pass_seconds(86_400)
+    # Of the first nothing counts any more.
+    first.settle(0)
+    second.settle(1)
+    assert left(meter.reserve(0), "tokens") == 8639
 
 
 def test_a_minute_and_a_day_hold_both_and_headers_tell_the_minute() -> None:
     meter = Meter(Limits(tokens_per_minute=100, tokens_per_day=150))
     first = meter.reserve(100)
     assert fields(first.header_lines())["limit-tokens"] == "100"
-    meter.clock.pass_seconds(60)
+    meter.clock.pass_seconds(61)
     with pytest.raises(RateLimited) as caught:
         meter.reserve(60)
     assert caught.value.limit == "tokens_per_day"
+    # Given back to the day alone: of that minute nothing counts any more.
     first.settle(20)
     assert left(meter.reserve(60), "tokens") == 40
 
@@ -47,7 +59,7 @@ def test_day_survives_its_own_absurd_figures() -> None:
     meter.reserve(10**9).settle(10**30)
     with pytest.raises(RateLimited):
         meter.reserve(1)
-    meter.clock.pass_seconds(86_400)
+    meter.clock.pass_seconds(61 * 1440)
     meter.reserve(10**9)
 
 
@@ -98,7 +110,7 @@ def test_longest_wait_of_all_accounts_is_named() -> None:
     meter.reserve(24)
     with pytest.raises(RateLimited, match="Account 2") as caught:
         meter.reserve(24)
-    assert caught.value.retry_after_seconds == 86_400
+    assert caught.value.retry_after_seconds == 61 * 1440 - 1000
 
 
 def test_request_that_nobody_served_is_given_back_by_all() -> None:

@@ -1,11 +1,9 @@
-"""Any order of reserving, settling and waiting, at any worker, against a model in exact fractions."""
+"""Any order of reserving, settling and waiting, at any worker, against a model that knows when each unit was taken."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
-from itertools import combinations
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -13,148 +11,74 @@ from hypothesis import strategies as st
 
 from gateway.errors import RateLimited
 from gateway.limits import Limits
-from gateway.ratelimit import RateLimiter, Reservation
+from gateway.ratelimit import RateLimiter
 from gateway.ratelimit_store import LimitStore
 from tests.gateway.metering import Clock, Meter, fields
-
-WORKERS = 3
-LIMITS = st.builds(
-    Limits,
-    requests_per_minute=st.none() | st.integers(1, 12),
-    tokens_per_minute=st.none() | st.integers(1, 500),
-    concurrent=st.none() | st.integers(1, 4),
-)
-# (what, worker, figure): wait so many microseconds, reserve so many tokens, settle one of the open reservations.
-STEPS = st.lists(
-    st.tuples(st.just("wait"), st.just(0), st.integers(0, 90_000_000))
-    | st.tuples(st.just("reserve"), st.integers(0, WORKERS - 1), st.integers(0, 700))
-    | st.tuples(st.sampled_from(["settle", "keep"]), st.integers(0, 9), st.integers(0, 900)),
-    max_size=60,
-)
+from tests.gateway.window_model import DAY_US, LIMITS, MINUTE_US, SECOND_US, STEPS, WALKED, WORKERS, Bench, Step, walk
 
 
-@dataclass
-class Bucket:
-    """The textbook's: `level` units are left of `limit`."""
-
-    limit: int
-    level: Fraction = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.level = Fraction(self.limit)
-
-    def wait(self, microseconds: int) -> None:
-        self.level = min(self.level + Fraction(self.limit * microseconds, 60_000_000), Fraction(self.limit))
-
-    def wait_for(self, units: int) -> Fraction:
-        """Microseconds until `units` can be taken, all there is being enough for more."""
-        return max(min(Fraction(units), Fraction(self.limit)) - self.level, Fraction(0)) * 60_000_000 / self.limit
-
-
-class Model:
-    """What the limiter should do."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.requests = Bucket(limits.requests_per_minute) if limits.requests_per_minute else None
-        self.tokens = Bucket(limits.tokens_per_minute) if limits.tokens_per_minute else None
-        self.concurrent = limits.concurrent
-        self.running = 0
-
-    def wait(self, microseconds: int) -> None:
-        for bucket in (self.requests, self.tokens):
-            if bucket is not None:
-                bucket.wait(microseconds)
-
-    def obstacles(self, tokens: int) -> dict[str, Fraction]:
-        found = {}
-        if self.concurrent is not None and self.running >= self.concurrent:
-            found["concurrent"] = Fraction(1_000_000)
-        if self.requests is not None and self.requests.wait_for(1):
-            found["requests"] = self.requests.wait_for(1)
-        if self.tokens is not None and self.tokens.wait_for(tokens):
-            found["tokens"] = self.tokens.wait_for(tokens)
-        return found
-
-    def take(self, tokens: int) -> None:
-        self.running += 1
-        if self.requests is not None:
-            self.requests.level -= 1
-        if self.tokens is not None:
-            self.tokens.level -= tokens
-
-    def settle(self, estimate: int, actual: int | None) -> None:
-        self.running -= 1
-        if self.tokens is not None and actual is not None:
-            self.tokens.level = min(self.tokens.level + estimate - actual, Fraction(self.tokens.limit))
-
-
-class Bench:
-    """Three workers of one store beside the model."""
-
-    def __init__(self, limits: Limits) -> None:
-        store = LimitStore(4, WORKERS)
-        self.clock = Clock()
-        self.principal = Meter(limits, store).principal
-        self.workers = [RateLimiter(store, worker, self.clock) for worker in range(WORKERS)]
-        self.model = Model(limits)
-        self.open: list[tuple[Reservation, int]] = []
-
-    def step(self, what: str, number: int, figure: int) -> None:
-        if what == "wait":
-            self.clock.now_us += figure
-            self.model.wait(figure)
-        elif what == "reserve":
-            self.reserve(number, figure)
-        elif self.open:
-            reservation, estimate = self.open.pop(number % len(self.open))
-            actual = None if what == "keep" else figure
-            reservation.settle(actual)
-            self.model.settle(estimate, actual)
-
-    def reserve(self, worker: int, tokens: int) -> None:
-        obstacles = self.model.obstacles(tokens)
-        if not obstacles:
-            reservation = self.workers[worker].reserve(self.principal, tokens)
-            self.model.take(tokens)
-            self.open.append((reservation, tokens))
-            self.check_headers(fields(reservation.header_lines()))
-            return
-        with pytest.raises(RateLimited) as caught:
-            self.workers[worker].reserve(self.principal, tokens)
-        assert caught.value.limit in obstacles
-        # Rounded up to the microsecond, never down.
-        assert 0 <= round(caught.value.retry_after_seconds * 1e6) - max(obstacles.values()) < 1
-        self.check_headers(fields(b"".join(b"%b: %b\r\n" % header for header in caught.value.headers)))
-
-    def check_headers(self, headers: dict[str, str]) -> None:
-        for kind, bucket in (("requests", self.model.requests), ("tokens", self.model.tokens)):
-            if bucket is not None:
-                assert headers[f"limit-{kind}"] == str(bucket.limit)
-                assert headers[f"remaining-{kind}"] == str(max(bucket.level.__floor__(), 0))
+def bench_of(limits: Limits) -> Bench:
+    """Three workers of one store."""
+    store, clock = LimitStore(4, WORKERS), Clock()
+    return Bench(
+        Meter(limits, store).principal, [RateLimiter(store, worker, clock) for worker in range(WORKERS)], clock
+    )
 
 
 @given(LIMITS, STEPS)
-def test_every_decision_figure_and_wait_is_the_models(limits: Limits, steps: Sequence[tuple[str, int, int]]) -> None:
-    bench = Bench(limits)
+def test_every_decision_figure_and_wait_is_the_models(limits: Limits, steps: Sequence[Step]) -> None:
+    bench = bench_of(limits)
     for step in steps:
         bench.step(*step)
 
 
-@given(st.integers(1, 20), st.lists(st.tuples(st.integers(0, 30_000_000), st.integers(1, 10)), max_size=40))
-def test_no_window_admits_more_than_the_limit_and_its_refill(limit: int, arrivals: list[tuple[int, int]]) -> None:
-    meter = Meter(Limits(requests_per_minute=limit))
+@pytest.mark.parametrize("part_us", [SECOND_US, 1440 * SECOND_US], ids=["minutes", "days"])
+@pytest.mark.parametrize("seed", range(4))
+def test_long_walk_is_the_models(seed: int, part_us: int) -> None:
+    bench = bench_of(WALKED)
+    for step in walk(seed, part_us, 400):
+        bench.step(*step)
+
+
+@given(
+    st.integers(1, 20),
+    st.sampled_from([SECOND_US, 1440 * SECOND_US]),
+    st.lists(st.tuples(st.integers(0, 999_999), st.integers(0, 70), st.integers(1, 10)), max_size=60),
+)
+def test_no_window_wherever_it_begins_holds_more_than_the_limit(
+    limit: int, part_us: int, arrivals: list[tuple[int, int, int]]
+) -> None:
+    minute = part_us == SECOND_US
+    meter = Meter(Limits(requests_per_minute=limit) if minute else Limits(tokens_per_day=limit))
     admitted: list[int] = []
-    for pause_us, burst in arrivals:
-        meter.clock.now_us += pause_us
+    for millionths, parts, burst in arrivals:
+        meter.clock.now_us += parts * part_us + millionths * part_us // SECOND_US
         for _ in range(burst):
             try:
-                meter.reserve()
+                meter.reserve(1)
             except RateLimited:
                 break
             admitted.append(meter.clock.now_us)
-    for first, last in combinations(range(len(admitted)), 2):
-        window_us = admitted[last] - admitted[first]
-        assert last - first + 1 <= limit + Fraction(limit * window_us, 60_000_000)
+    # The one after as many as the limit comes when more than a window has gone by since the first of them.
+    for first, after in zip(admitted, admitted[limit:], strict=False):
+        assert after - first > (MINUTE_US if minute else DAY_US)
+
+
+@given(st.integers(1, 40), st.integers(0, SECOND_US - 1), st.sampled_from(["requests", "tokens", "tokens_per_day"]))
+def test_of_each_limit_98_percent_are_used_while_somebody_always_waits(limit: int, start_us: int, kind: str) -> None:
+    figures = {"requests": "requests_per_minute", "tokens": "tokens_per_minute", "tokens_per_day": "tokens_per_day"}
+    meter = Meter(Limits(**{figures[kind]: 7 * limit}))
+    width_us = DAY_US if kind == "tokens_per_day" else MINUTE_US
+    meter.clock.now_us += start_us
+    end_us = meter.clock.now_us + 61 * width_us
+    used: list[int] = []
+    while meter.clock.now_us < end_us:
+        try:
+            meter.reserve(7)
+            used.append(1 if kind == "requests" else 7)
+        except RateLimited as error:
+            meter.clock.now_us += round(error.retry_after_seconds * 1e6)
+    assert sum(used) >= 0.98 * 7 * limit * 61
 
 
 @given(
@@ -163,7 +87,7 @@ def test_no_window_admits_more_than_the_limit_and_its_refill(limit: int, arrival
 )
 def test_settling_in_any_order_takes_what_was_used(requests: list[tuple[int, int | None]], random: object) -> None:
     limit = 100_000
-    bench = Bench(Limits(tokens_per_minute=limit))
+    bench = bench_of(Limits(tokens_per_minute=limit))
     reserved = [
         (bench.workers[number % WORKERS].reserve(bench.principal, estimate), actual)
         for number, (estimate, actual) in enumerate(requests)
@@ -177,24 +101,48 @@ def test_settling_in_any_order_takes_what_was_used(requests: list[tuple[int, int
 
 
 @given(LIMITS, st.integers(0, 700), STEPS)
-def test_who_waits_as_told_comes_in(limits: Limits, tokens: int, steps: Sequence[tuple[str, int, int]]) -> None:
-    bench = Bench(Limits(limits.requests_per_minute, limits.tokens_per_minute))
+def test_who_waits_as_told_comes_in_and_not_a_microsecond_before(
+    limits: Limits, tokens: int, steps: Sequence[Step]
+) -> None:
+    bench = bench_of(Limits(limits.requests_per_minute, limits.tokens_per_minute, tokens_per_day=limits.tokens_per_day))
     for step in steps:
         bench.step(*step)
     try:
         bench.workers[0].reserve(bench.principal, tokens)
     except RateLimited as error:
-        bench.clock.now_us += round(error.retry_after_seconds * 1e6)
+        bench.clock.now_us += round(error.retry_after_seconds * 1e6) - 1
+        with pytest.raises(RateLimited):
+            bench.workers[2].reserve(bench.principal, tokens)
+        bench.clock.now_us += 1
         bench.workers[1].reserve(bench.principal, tokens)
 
 
 @given(STEPS)
-def test_concurrent_requests_never_exceed_the_limit_at_any_worker(steps: Sequence[tuple[str, int, int]]) -> None:
-    bench = Bench(Limits(concurrent=3))
+def test_concurrent_requests_never_exceed_the_limit_at_any_worker(steps: Sequence[Step]) -> None:
+    bench = bench_of(Limits(concurrent=3))
     for step in steps:
         bench.step(*step)
-        assert bench.model.running == len(bench.open) <= 3
-    for reservation, _ in bench.open:
+        assert len(bench.open) <= 3
+    for reservation, *_ in bench.open:
         reservation.settle(None)
     for number in range(3):
         bench.workers[number].reserve(bench.principal, 0)
+
+
+@given(st.lists(st.integers(0, 70), min_size=1, max_size=8), st.integers(0, 700))
+def test_record_brought_up_to_date_in_one_step_or_in_many_is_the_same(parts: list[int], tokens: int) -> None:
+    limits = Limits(requests_per_minute=100, tokens_per_minute=10_000, tokens_per_day=100_000)
+    one, many = Meter(limits), Meter(limits)
+    for meter in (one, many):
+        for _ in range(61):
+            meter.reserve(tokens % 17 + 1)
+            meter.clock.pass_seconds(1)
+    start = many.clock.now_us // SECOND_US
+    stops = [start]
+    for passed in parts:
+        stops.append(stops[-1] + passed)
+    for before, after in pairwise(stops):
+        assert before <= after
+        many.store.advance(many.store.base(many.principal.slot), after)
+    one.store.advance(one.store.base(one.principal.slot), stops[-1])
+    assert one.store.words.tobytes() == many.store.words.tobytes()

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +16,10 @@ import pytest
 
 from gateway.errors import RateLimited
 from gateway.limits import Limits
-from gateway.ratelimit import RateLimiter
-from gateway.ratelimit_store import LimitStore, StoreFull
-from tests.gateway.metering import Meter, fields, left
+from gateway.ratelimit import RateLimiter, Reservation
+from gateway.ratelimit_store import DAY, OWN, REQUESTS, TOKENS, LimitStore, StoreFull
+from gateway.windows import PART_NS, PARTS
+from tests.gateway.metering import Meter
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -51,7 +53,8 @@ def test_records_keep_to_their_cache_lines() -> None:
     for workers in (1, 4, 9, 64):
         store = LimitStore(3, workers)
         assert store.base(1) % 8 == 0
-        assert store.base(1) - store.base(0) >= 8 + 2 * workers
+        assert store.base(1) - store.base(0) >= store.day_ring + PARTS
+        assert store.requests_ring >= OWN + workers
         assert store.base(3) == len(store.words)
 
 
@@ -74,10 +77,7 @@ def test_four_processes_admit_exactly_the_limit() -> None:
     *workers, last = map(json.loads, python("-m", "tests.gateway.hammering", "4", "1000", "1000").stdout.splitlines())
     assert len(workers) == 4
     assert sum(worker["admitted"] for worker in workers) == 1000
-    left = fields(last["lines"].encode())
-    # A second has gone by: 1000 requests and 10,000 tokens per minute have paid off 16 and 166.
-    assert left["remaining-requests"] == "15"
-    assert left["remaining-tokens"] == str(10_000 - sum(worker["kept"] for worker in workers) + 166)
+    assert last["sums"] == last["parts"] == [1000, sum(worker["kept"] for worker in workers)]
 
 
 def test_workers_find_the_same_slots_for_keys_that_come_later() -> None:
@@ -152,28 +152,69 @@ class Dying:
     def __getitem__(self, place: Any) -> Any:
         return self._words[place]
 
-    def __setitem__(self, place: int, value: int) -> None:
+    def __setitem__(self, place: Any, value: Any) -> None:
         if self._writes == 0:
             raise InterruptedError
         self._writes -= 1
         self._words[place] = value
 
 
-@pytest.mark.parametrize("writes", range(7))
-def test_worker_that_dies_between_two_words_never_gives_its_key_more(writes: int) -> None:
-    twins = [Meter(Limits(60, 600, tokens_per_day=9000), LimitStore(8)) for _ in range(2)]
-    for meter in twins:
-        meter.reserve(300).settle(100)
-        meter.clock.pass_seconds(5)
-    unharmed, harmed = twins
-    words = harmed.store.words
-    harmed.store.words = cast("memoryview[int]", Dying(words, writes))
-    with contextlib.nullcontext() if writes == 6 else pytest.raises(InterruptedError):
-        RateLimiter(harmed.store, 0, harmed.clock).reserve(harmed.principal, 10)
-    harmed.store.words = words
-    expected, found = unharmed.reserve(), harmed.reserve()
-    for kind in ("requests", "tokens"):
-        assert left(found, kind) <= left(expected, kind)
+ENDS: dict[str, Callable[[Meter, Reservation], object]] = {
+    "takes": lambda meter, _: meter.reserve(10),
+    "gives back": lambda _, open_: open_.settle(5),
+    "charges": lambda _, open_: open_.settle(35),
+    "gives all back": lambda _, open_: open_.settle(0, served=False),
+}
+
+
+@pytest.mark.parametrize("what", ENDS)
+@pytest.mark.parametrize("seconds", [0, 1, 7, 55, 61, 1441])
+def test_worker_that_dies_between_two_words_lends_nothing_and_nothing_is_lost_for_ever(what: str, seconds: int) -> None:
+    limits = Limits(20, 60, tokens_per_day=90)
+
+    def before() -> tuple[Meter, Reservation]:
+        meter = Meter(limits, LimitStore(8))
+        meter.reserve(3)
+        meter.clock.pass_seconds(9)
+        reservation = meter.reserve(20)
+        meter.clock.pass_seconds(seconds)
+        return meter, reservation
+
+    def counted(meter: Meter) -> list[int]:
+        words, base = meter.store.words, meter.store.base(meter.principal.slot)
+        meter.store.advance(base, meter.clock() // PART_NS)
+        sums = list(words[base + REQUESTS : base + DAY + 1])
+        parts = [sum(ring) for ring in meter.store.rings(base, limits)[1:]]
+        assert all(part <= total for part, total in zip(parts, sums, strict=True))
+        return parts
+
+    begun, ended = counted(before()[0]), before()
+    ENDS[what](*ended)
+    for writes in range(40):
+        meter, reservation = before()
+        words = meter.store.words
+        limiter = RateLimiter(meter.store, 0, meter.clock)
+        meter.store.words = limiter._words = cast("memoryview[int]", Dying(words, writes))
+        meter.limiter = reservation._limiter = limiter
+        with contextlib.suppress(InterruptedError):
+            ENDS[what](meter, reservation)
+        meter.store.words = words
+        meter.limiter = RateLimiter(meter.store, 0, meter.clock)
+        found = counted(meter)
+        assert all(part in (first, last) for part, first, last in zip(found, begun, counted(ended[0]), strict=True))
+    assert found == counted(ended[0])
+    assert writes > 5
+
+
+def test_who_would_be_refused_by_a_sum_alone_is_counted_again() -> None:
+    meter = Meter(Limits(10, 100, tokens_per_day=200))
+    meter.reserve(7)
+    base = meter.store.base(meter.principal.slot)
+    for total, of in ((REQUESTS, 10), (TOKENS, 100), (DAY, 200)):
+        # As a worker leaves it that died before it wrote the part.
+        meter.store.words[base + total] = of
+        meter.reserve(7)
+    assert list(meter.store.words[base + REQUESTS : base + DAY + 1]) == [4, 28, 28]
 
 
 def test_lock_keeps_other_workers_out_until_it_is_let_go() -> None:

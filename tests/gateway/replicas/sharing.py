@@ -13,9 +13,11 @@ from gateway.auth import Principal
 from gateway.limits import Account, Limits
 from gateway.ratelimit import RateLimiter, Reservation
 from gateway.ratelimit_store import LimitStore
-from gateway.replicas.limiter import Lease, SharedLimiter
+from gateway.replicas.limiter import REDIS_CLOCK, Lease, SharedLimiter
 
 PATIENT_MS = 1000
+# For scripts whose clock a test turns.
+CLOCK = b"{redis.call('GET', 'clock:s'), redis.call('GET', 'clock:us')}"
 
 
 def principal(limits: Limits, name: str = "a", slot: int = 0) -> Principal:
@@ -48,12 +50,13 @@ async def replica(
     timeout_ms: int = PATIENT_MS,
     shared: tuple[Account, ...] = (),
     password_file: str | None = None,
+    clock: bytes = REDIS_CLOCK,
 ) -> AsyncIterator[Replica]:
     """A gateway's limiter while it runs, for one key with `limits`."""
     store = LimitStore(8)
     key = principal(limits)
     settings = RedisSettings(url=url, timeout_ms=timeout_ms, password_file=password_file)
-    limiter = SharedLimiter(settings)
+    limiter = SharedLimiter(settings, clock)
     limiter.adopt(RateLimiter(store), on_error, {"m": shared} if shared else {})
     running = asyncio.create_task(limiter.run())
     try:

@@ -169,7 +169,7 @@ async def test_key_of_somebody_elses_making_harms_nobody_else(
     redis: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with replica(redis.url, Limits(requests_per_minute=100), on_error="open") as gateway:
-        redis.command("SET", f"{{upshift}}:{gateway.key.digest[:16].hex()}", "x")
+        redis.command("RPUSH", f"{{upshift}}:{gateway.key.digest[:16].hex()}:counts", "x")
         for _ in range(5):
             assert (await gateway.reserve()).header_lines() == b""
         assert gateway.limiter.up
