@@ -130,9 +130,10 @@ class RateLimiter:
         if self._shared:
             self._store.lock(slot)
         try:
-            now_ns = self._clock_ns()
-            part, counted = self._take(HEAD_WORDS + slot * self._record_words, limits, estimate, now_ns // PART_NS)
+            base, now_ns = HEAD_WORDS + slot * self._record_words, self._clock_ns()
+            part, counted = self._take(base, limits, estimate, now_ns // PART_NS)
             if counted is None:
+                self._check_all((principal,), estimate, now_ns)
                 counted = self._take_all((principal,), estimate, part, now_ns)
             if not limits.told_by_minute or not estimate:
                 lines = self._lines(principal, counted, estimate, part, now_ns)
@@ -180,9 +181,10 @@ class RateLimiter:
         else:
             return taken[0]
         for payer, _ in zip(payers, taken, strict=False):
-            self.settle(payer, part, -estimate, False)
+            base = self._store.base(payer.slot)
+            self._store.give_back(base, payer.limits, part, -estimate, -1)
+            self._words[base + self._running] -= 1
         self._check_all(payers, estimate, now_ns)
-        # A worker has died while it wrote: now that all parts were counted, the sums are right.
         return self._take_all(payers, estimate, part, now_ns)
 
     def _take(self, base: int, limits: Limits, estimate: int, part: int) -> tuple[int, Counted | None]:
@@ -216,7 +218,8 @@ class RateLimiter:
         return part, (requests, tokens, day)
 
     def _check_all(self, payers: Sequence[Payer], estimate: int, now_ns: int) -> None:
-        """Raises RateLimited for the account that keeps the request out for longest, by what is in the parts."""
+        """Raises RateLimited for the account that keeps the request out for longest, by what is in the parts. Returns
+        where only a sum was wrong, because a worker has died while it wrote; then it is right now."""
         store = self._store
         found = [store.rings(store.base(payer.slot), payer.limits) for payer in payers]
         worst: tuple[Payer, str, int] | None = None

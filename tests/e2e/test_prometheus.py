@@ -86,7 +86,8 @@ def observed(tmp_path: Path, tiny_model: Path) -> Iterator[tuple[GatewayUnderTes
     """A gateway with two workers under traffic, and the Prometheus that scrapes it."""
     port = free_port()
     config = f"models: [{{name: m, context_tokens: 2048, gguf: {{source: {tiny_model}, threads: 1}}}}]\n"
-    config += f"server: {{workers: 2}}\nadmin: {{port: {port}}}\nlimits: {{default: {{requests_per_minute: 600}}}}\n"
+    # Two ask at once: now and then one of them is refused, and never both for long.
+    config += f"server: {{workers: 2}}\nadmin: {{port: {port}}}\nlimits: {{default: {{concurrent: 1}}}}\n"
     with running_gateway(tmp_path, config) as gateway, scraping(tmp_path, port) as prometheus:
         wait_for(gateway.ready, seconds=60)
         with traffic(gateway.url):

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 
 from gateway.errors import RateLimited
 from gateway.limits import Limits
-from gateway.ratelimit import RateLimiter, Reservation
-from gateway.ratelimit_store import DAY, OWN, REQUESTS, TOKENS, LimitStore, StoreFull
-from gateway.windows import PART_NS, PARTS
+from gateway.ratelimit_store import OWN, LimitStore, StoreFull
+from gateway.windows import PARTS
 from tests.gateway.metering import Meter
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -140,81 +136,6 @@ def test_killed_worker_frees_its_lock_and_what_it_had_running() -> None:
             print(error.limit)
     """
     assert python("-c", textwrap.dedent(script)).stdout == "concurrent\nconcurrent\n"
-
-
-class Dying:
-    """The words of a store, of which a worker writes so many before it dies."""
-
-    def __init__(self, words: memoryview[int], writes: int) -> None:
-        self._words = words
-        self._writes = writes
-
-    def __getitem__(self, place: Any) -> Any:
-        return self._words[place]
-
-    def __setitem__(self, place: Any, value: Any) -> None:
-        if self._writes == 0:
-            raise InterruptedError
-        self._writes -= 1
-        self._words[place] = value
-
-
-ENDS: dict[str, Callable[[Meter, Reservation], object]] = {
-    "takes": lambda meter, _: meter.reserve(10),
-    "gives back": lambda _, open_: open_.settle(5),
-    "charges": lambda _, open_: open_.settle(35),
-    "gives all back": lambda _, open_: open_.settle(0, served=False),
-}
-
-
-@pytest.mark.parametrize("what", ENDS)
-@pytest.mark.parametrize("seconds", [0, 1, 7, 55, 61, 1441])
-def test_worker_that_dies_between_two_words_lends_nothing_and_nothing_is_lost_for_ever(what: str, seconds: int) -> None:
-    limits = Limits(20, 60, tokens_per_day=90)
-
-    def before() -> tuple[Meter, Reservation]:
-        meter = Meter(limits, LimitStore(8))
-        meter.reserve(3)
-        meter.clock.pass_seconds(9)
-        reservation = meter.reserve(20)
-        meter.clock.pass_seconds(seconds)
-        return meter, reservation
-
-    def counted(meter: Meter) -> list[int]:
-        words, base = meter.store.words, meter.store.base(meter.principal.slot)
-        meter.store.advance(base, meter.clock() // PART_NS)
-        sums = list(words[base + REQUESTS : base + DAY + 1])
-        parts = [sum(ring) for ring in meter.store.rings(base, limits)[1:]]
-        assert all(part <= total for part, total in zip(parts, sums, strict=True))
-        return parts
-
-    begun, ended = counted(before()[0]), before()
-    ENDS[what](*ended)
-    for writes in range(40):
-        meter, reservation = before()
-        words = meter.store.words
-        limiter = RateLimiter(meter.store, 0, meter.clock)
-        meter.store.words = limiter._words = cast("memoryview[int]", Dying(words, writes))
-        meter.limiter = reservation._limiter = limiter
-        with contextlib.suppress(InterruptedError):
-            ENDS[what](meter, reservation)
-        meter.store.words = words
-        meter.limiter = RateLimiter(meter.store, 0, meter.clock)
-        found = counted(meter)
-        assert all(part in (first, last) for part, first, last in zip(found, begun, counted(ended[0]), strict=True))
-    assert found == counted(ended[0])
-    assert writes > 5
-
-
-def test_who_would_be_refused_by_a_sum_alone_is_counted_again() -> None:
-    meter = Meter(Limits(10, 100, tokens_per_day=200))
-    meter.reserve(7)
-    base = meter.store.base(meter.principal.slot)
-    for total, of in ((REQUESTS, 10), (TOKENS, 100), (DAY, 200)):
-        # As a worker leaves it that died before it wrote the part.
-        meter.store.words[base + total] = of
-        meter.reserve(7)
-    assert list(meter.store.words[base + REQUESTS : base + DAY + 1]) == [4, 28, 28]
 
 
 def test_lock_keeps_other_workers_out_until_it_is_let_go() -> None:
