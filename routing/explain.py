@@ -12,7 +12,7 @@ from typing import Any
 from routing.ask import Ask
 from routing.lane import Lane
 from routing.policy import decide
-from routing.prediction import first_token_seconds, queue_seconds
+from routing.prediction import crowd_on_cores, expected_seconds, queue_seconds
 from routing.rules import matches
 from routing.signals import Obstacle, Signals, UpstreamSignals
 from routing.upstream import Upstream
@@ -72,7 +72,7 @@ def explain(lane: Lane, ask: Ask) -> dict[str, Any]:
     decision = decide(lane.plan, signals, ask)
     reason = lane.told(decision)
     labels = [upstream.label for upstream in lane.pool.upstreams]
-    first = first_token_seconds(signals)
+    first_line = expected_seconds(signals, crowd_on_cores(signals))
     return {
         "model": lane.pool.model,
         "policy": lane.plan.policy,
@@ -93,7 +93,7 @@ def explain(lane: Lane, ask: Ask) -> dict[str, Any]:
                 "backend": seen.kind,
                 "place": decision.upstreams.index(index) + 1 if index in decision.upstreams else None,
                 "why_not": _why_not(index, seen, decision.upstreams, reason, ask),
-                "predicted_first_token_seconds": round(first[index], 4),
+                "predicted_first_line_seconds": round(first_line[index], 4),
                 "predicted_queue_seconds": _queue(seen.kind, signals),
             }
             for index, seen in enumerate(signals.upstreams)

@@ -17,7 +17,7 @@ from routing.ask import Ask
 from routing.budget import RetryBudget
 from routing.demand import wake, wanted
 from routing.errors import NotCapable, Overloaded, RequestRejected, Unavailable
-from routing.policy import CAPABILITY, FAILOVER, GGUF, INCAPABLE, ONLY, REJECTED, RULE, VLLM, Decision, Plan, decide
+from routing.policy import CAPABILITY, FAILOVER, GGUF, INCAPABLE, ONLY, REJECTED, RULE, Decision, Plan, decide
 from routing.prediction import queue_seconds
 from routing.recall import Recalls
 from routing.signals import Obstacle, Signals, Stage
@@ -145,11 +145,21 @@ class Lane:
         upstream = self.pool.upstreams[decision.upstreams[0]]
         upstream.in_flight += 1
         upstream.breaker.begin(signals.now)
-        if moved and upstream.kind == VLLM:
-            self.recalls.call(sum(other.room for other in self.pool.upstreams if other.kind == VLLM))
+        if moved and upstream.kind == self.stage.kind:
+            room = sum(other.room for other in self.pool.upstreams if other.kind == upstream.kind)
+            self.recalls.call(upstream.kind, room)
         if ticket.tried:
             return upstream, CAPABILITY if ticket.too_long else FAILOVER
         return upstream, self.told(decision)
+
+    def crowd(self, upstream: Upstream) -> int:
+        """How many requests it has; 0 while others of the model are at work on the same cores, for what its answers
+        take then says nothing about it."""
+        if upstream.shares_cores and any(
+            other.in_flight for other in self.pool.upstreams if other is not upstream and other.shares_cores
+        ):
+            return 0
+        return upstream.in_flight
 
     def told(self, decision: Decision) -> str:
         """The reason of a decision as clients are told it: where there is one upstream no policy chose it."""

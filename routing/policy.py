@@ -21,16 +21,17 @@ from config.routing import (
 )
 from config.tree import Profile
 from routing.ask import Ask
-from routing.prediction import first_token_seconds
+from routing.fastest import fastest
 from routing.replicas import ORDERS
 from routing.rules import matches
 from routing.signals import Obstacle, Signals, Stage, UpstreamSignals
 
 GGUF, VLLM = "gguf", "vllm"
 
-# Reasons, besides the names of orders and of two policies: they are header values and labels.
+# Reasons, besides the names of orders and of one policy: they are header values and labels.
 ONLY = "only"  # the model has one upstream
 QUIET, BUSY = "quiet", "busy"  # graduate, below and above its threshold
+FASTEST = "fastest"
 PREFERRED = "preferred"  # gguf_first, vllm_first
 RULE = "rule"
 CAPABILITY = "capability"  # the preferred kind lacks a feature that the request needs
@@ -44,7 +45,7 @@ INCAPABLE = "incapable"  # no upstream has the features that it needs
 
 class Decision(NamedTuple):
     """Indices into the signals' upstreams, best first, and the reason for the first one: one word. Without upstreams
-    the reason is WAIT, REJECTED or INCAPABLE. `stage` is where `graduate` stands from now on."""
+    the reason is WAIT, REJECTED or INCAPABLE. `stage` is where `graduate` or `fastest` stands from now on."""
 
     upstreams: tuple[int, ...]
     reason: str
@@ -131,7 +132,7 @@ def _graduate(choice: _Choice) -> Decision:
 def next_stage(settings: GraduateSettings, signals: Signals) -> Stage:
     """Where `graduate` stands when one more request has come. Up at once; down only when it has been quiet for the
     whole dwell time, for a batch that ends leaves a moment with nothing in flight."""
-    kind, since, busy_at = signals.stage
+    kind, since, busy_at = signals.stage[:3]
     now = signals.now
     load = signals.outstanding + signals.waiting + 1
     if load > settings.back_to_gguf_at:
@@ -153,9 +154,8 @@ def _vllm_first(choice: _Choice) -> Decision:
 
 
 def _fastest(choice: _Choice) -> Decision:
-    free = _free(choice.signals.upstreams, choice.able)
-    free.sort(key=first_token_seconds(choice.signals).__getitem__)
-    return Decision(tuple(free), "fastest" if free else WAIT, choice.signals.stage)
+    order, stage = fastest(choice.signals, _free(choice.signals.upstreams, choice.able))
+    return Decision(order, FASTEST if order else WAIT, stage)
 
 
 def _least_load(choice: _Choice) -> Decision:

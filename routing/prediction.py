@@ -1,38 +1,61 @@
 """What an upstream will probably take, by what it took lately. Pure.
 
-Neighbours: pace.py (the averages), policy.py (`fastest`), rules.py (conditions on queues).
+Neighbours: pace.py (the averages), fastest.py (decides by it), rules.py (conditions on queues).
 """
 
 from __future__ import annotations
 
-from math import exp, inf, log
+from math import inf
 
+from routing.pace import Pace
 from routing.signals import Obstacle, Signals
-
-# Without new measurements an average is halved in this time: an upstream that was slow once is tried again.
-HALF_LIFE_SECONDS = 30.0
-_HALVING = log(2) / HALF_LIFE_SECONDS
 
 _ALIVE = (Obstacle.NONE, Obstacle.FULL, Obstacle.RESTING)
 
 
-def first_token_seconds(signals: Signals) -> list[float]:
-    """For each upstream how long a stream that begins now would wait for its first token: as lately, longer in a larger
-    crowd than that was measured in and shorter in a smaller one (as Finagle's peak EWMA), and behind what waits in its
-    engine. 0.0 where nothing is known: that is how to find out."""
+# Without an answer for so long an upstream is thought to be twice as fast: one that was slow once is tried again. At
+# first the doubt is small: one that nobody asks for a few seconds has not changed.
+DOUBT_SECONDS = 60.0
+_DOUBT = DOUBT_SECONDS**-2
+
+# A line of text. By the first token alone an engine would be preferred that is there a moment earlier, and then writes
+# at a third of the other's speed.
+FIRST_LINE_TOKENS = 16
+
+
+def first_line_seconds(pace: Pace, crowd: int) -> float:
+    """How long a stream that is one of so many takes for its first line; 0.0 where nothing is known."""
+    first, between = pace.in_crowd(crowd)
+    return first + (FIRST_LINE_TOKENS - 1) * between
+
+
+def expected_seconds(signals: Signals, together: int = 0) -> list[float]:
+    """For each upstream how long a stream that begins now would take for its first line: as lately in such a crowd, and
+    behind what waits in its engine. 0.0 where nothing is known: that is how to find out. Each engine that shares cores
+    with another one is taken to get all the requests there: so many `together`."""
     now = signals.now
     found = []
-    for upstream in signals.upstreams:
-        first, _, service, measured_at, crowd = upstream.pace
-        seconds = first if first is not None else service or 0.0
-        if now - measured_at > 1:
-            seconds *= exp(_HALVING * (measured_at - now))
-        # Without this the one that got slow under a load was thought to be slow without it.
-        seconds *= (upstream.in_flight + 1) / crowd
-        if upstream.outstanding >= upstream.slots:
-            seconds += (upstream.outstanding + 1 - upstream.slots) / upstream.slots * (service or 0.0)
+    for _, _, _, outstanding, slots, _, pace, _, _, shares, alone in signals.upstreams:
+        seconds = alone
+        if shares and together:
+            seconds = first_line_seconds(pace, together)
+        age = now - pace.measured_at
+        seconds /= 1 + age * age * _DOUBT
+        if outstanding >= slots:
+            seconds += (outstanding + 1 - slots) / slots * (pace.service_seconds or 0.0)
         found.append(seconds)
     return found
+
+
+def crowd_on_cores(signals: Signals) -> int:
+    """How many requests an engine will probably have that gets all of those on the machine's cores: with one more, or
+    as many as there were lately, for answers that end together leave a moment with none. 0 where no two share them."""
+    there = [upstream.in_flight for upstream in signals.upstreams if upstream.shares_cores]
+    if len(there) < 2:
+        return 0
+    crowd, stage = sum(there) + 1, signals.stage
+    age = signals.now - stage.second
+    return max(crowd, stage.crowd if age < 2 else 0, stage.crowd_before if age < 1 else 0)
 
 
 def queue_seconds(kind: str, signals: Signals) -> float:

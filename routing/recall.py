@@ -1,4 +1,4 @@
-"""Requests that GGUF was sent and has not begun to answer go along when `graduate` moves their model to vLLM.
+"""Requests that one kind of engine was sent and has not begun to answer go along when their model moves to the other.
 
 Of 32 that come at once the first find a quiet model. Left behind, they would wait for each other in the slower engine,
 and where both compute on the same cores hold up everybody else in the faster one. Neighbours: router.py (sends through
@@ -60,13 +60,14 @@ class Recalls:
         finally:
             del self._sent[task]
 
-    def call(self, room: float) -> None:
-        """Calls back as many as there is `room` for, the latest first: the others will be answered sooner."""
+    def call(self, kind: str, room: float) -> None:
+        """Calls back as many as there is `room` for at upstreams of `kind`, where their model is now; the latest first,
+        for the others will be answered sooner."""
         now = perf_counter()
         for task, sent in reversed(self._sent.items()):
             if room < 1:
                 return
-            if not sent.recalled and not sent.has_begun(now):
+            if sent.upstream.kind != kind and not sent.recalled and not sent.has_begun(now):
                 sent.recalled = True
                 task.cancel()
                 room -= 1

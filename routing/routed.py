@@ -18,7 +18,7 @@ from routing.upstream import Upstream
 class Routed:
     """An answer that has begun. Whoever holds it must `close()` it; until then it counts as in flight. `reason` is
     why this upstream: one word, safe in a header and as a metric label. `dispatched_at` is `time.perf_counter()`, and
-    `in_flight` how many the upstream had then, this one included."""
+    `in_flight` how many the upstream had then, this one included; 0 where that says nothing (lane.py)."""
 
     response: BackendResponse
     upstream: Upstream

@@ -14,12 +14,15 @@ from backends.errors import BackendError
 from routing.catalog import ModelCatalog
 from routing.hedge import hedged
 from routing.lane import Lane
-from routing.policy import ONLY, QUIET, Plan, plan_for
+from routing.policy import FASTEST, ONLY, QUIET, Plan, plan_for
 from routing.recall import Recalled
 from routing.retry import retrying
 from routing.routed import Routed
 from routing.ticket import Ticket
 from routing.tracefile import TraceFile
+
+# Chosen by a policy under which whole models move: they go along.
+_MOVING = (QUIET, FASTEST)
 
 
 class Router:
@@ -92,9 +95,10 @@ async def _attempt(lane: Lane, request: InferenceRequest, ticket: Ticket) -> Rou
         upstream, reason = await lane.admission.enter(lane.ask(request, ticket), ticket)
     ticket.upstream = upstream
     ticket.attempts += 1
-    dispatched_at, in_flight = perf_counter(), upstream.in_flight
+    # Where there is nobody else nothing is compared.
+    dispatched_at, in_flight = perf_counter(), 0 if reason is ONLY else lane.crowd(upstream)
     try:
-        if reason is QUIET:
+        if reason in _MOVING:
             response = await lane.recalls.send(upstream, request)
         else:
             response = await upstream.backend.send(request)

@@ -26,19 +26,25 @@ class Obstacle(StrEnum):
 
 
 class Stage(NamedTuple):
-    """Where `graduate` stands: the preferred kind, since when, and when the load was last above the threshold for going
-    back. Seconds of `time.perf_counter()`."""
+    """Where `graduate` stands, or `fastest` with engines on the same cores: the preferred kind, and since when. For
+    `graduate`, when the load was last above the threshold for going back. For `fastest`, the most requests at once in
+    this second, which began at `second`, and in the one before. Seconds of `time.perf_counter()`."""
 
     kind: str
     since: float = -inf
     busy_at: float = -inf
+    second: float = -inf
+    crowd: int = 0
+    crowd_before: int = 0
 
 
 class UpstreamSignals(NamedTuple):
     """One upstream. `in_flight` are this gateway's own requests, counted from dispatch; `outstanding` is what its
     engine has to carry as far as is known: never less, and more where others use it too. `slots` are what it computes
     at once, infinite where that is unknown; `share` is how full it would be with one more request, 1.0 for as many as
-    it computes at once; `seed` is its label as a number."""
+    it computes at once; `seed` is its label as a number; it `shares_cores` with others of its
+    model that do; `first_line_seconds` is what a stream would take there for its first line if it was the last answer's
+    moment."""
 
     kind: str
     obstacle: Obstacle
@@ -49,6 +55,8 @@ class UpstreamSignals(NamedTuple):
     pace: Pace
     lacks: frozenset[str]
     seed: int
+    shares_cores: bool = False
+    first_line_seconds: float = 0.0
 
 
 class Signals(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from config.routing import GraduateSettings
 from routing.ask import Ask
-from routing.pace import Pace
+from routing.pace import Crowd, Pace
 from routing.policy import Decision, Plan
 from routing.signals import Obstacle, Signals, Stage, UpstreamSignals
 
@@ -75,8 +75,15 @@ def parse(line: str) -> Traced:
 
 def _parse(line: dict[str, Any]) -> Traced:
     upstreams = tuple(_upstream(fields) for fields in line["upstreams"])
-    kind, since, busy_at = line["stage"]
-    stage = Stage(str(kind), _or_infinite(since, -inf), _or_infinite(busy_at, -inf))
+    kind, since, busy_at, second, crowd, before = line["stage"]
+    stage = Stage(
+        str(kind),
+        _or_infinite(since, -inf),
+        _or_infinite(busy_at, -inf),
+        _or_infinite(second, -inf),
+        int(crowd),
+        int(before),
+    )
     signals = Signals(
         float(line["now"]),
         upstreams,
@@ -110,10 +117,18 @@ def _upstream(fields: dict[str, Any]) -> UpstreamSignals:
         outstanding=int(fields["outstanding"]),
         slots=_or_infinite(fields["slots"], inf),
         share=float(fields["share"]),
-        pace=Pace(*fields["pace"]),
+        pace=_pace(*fields["pace"]),
         lacks=frozenset(fields["lacks"]),
         seed=int(fields["seed"]),
+        shares_cores=bool(fields["shares_cores"]),
+        first_line_seconds=float(fields["first_line_seconds"]),
     )
+
+
+def _pace(
+    first: float | None, between: float | None, service: float | None, measured_at: float, crowds: list[Any]
+) -> Pace:
+    return Pace(first, between, service, measured_at, tuple(Crowd(*crowd) for crowd in crowds))
 
 
 def _finite(value: float) -> float | None:

@@ -15,6 +15,7 @@ from routing.adaptive import AdaptiveLimit
 from routing.ask import number_of
 from routing.health import Breaker
 from routing.pace import Pace
+from routing.prediction import first_line_seconds
 from routing.signals import Obstacle, UpstreamSignals
 
 # An upstream without a known limit counts as one of so many slots where loads are compared.
@@ -27,7 +28,8 @@ class Upstream:
     """One place to send requests of a model to.
 
     `limit` is how many may be in flight at once, `lacks` the features that its engine does not have, `label` a name
-    that stays the same over restarts and in every process, by which prompts and sessions find it again.
+    that stays the same over restarts and in every process, by which prompts and sessions find it again. It
+    `shares_cores` where it computes on this machine's processor, as others of its model may.
     """
 
     __slots__ = (
@@ -47,6 +49,7 @@ class Upstream:
         "lacks",
         "limit",
         "seed",
+        "shares_cores",
     )
 
     def __init__(
@@ -56,6 +59,7 @@ class Upstream:
         label: str = "",
         limit: float | AdaptiveLimit = inf,
         lacks: frozenset[str] = frozenset(),
+        shares_cores: bool = False,
     ) -> None:
         self.backend = backend
         self.kind = backend.name
@@ -65,6 +69,7 @@ class Upstream:
         self.limit = self._whole_limit = limit.value if isinstance(limit, AdaptiveLimit) else limit
         self.breaker = Breaker()
         self.lacks = lacks
+        self.shares_cores = shares_cores
         self._in_flight = 0
         self._pace = Pace()
         self._load: EngineLoad | None = None
@@ -146,11 +151,13 @@ class Upstream:
     def answered(
         self, now: float, service_seconds: float, first_token_seconds: float | None, tokens: int, in_flight: int
     ) -> None:
-        """A whole answer has come, which was one of `in_flight` when it was sent; a stream of `tokens` tells when its
-        first token came."""
+        """A whole answer has come, which was one of `in_flight` when it was sent (0: that says nothing); a
+        stream of `tokens` tells when its first token came."""
         if self.breaker.doubted:
             self.breaker.succeeded(now)
-        self._pace = self._pace.with_answer(now, service_seconds, first_token_seconds, tokens, in_flight)
+        # The first of many that came at once was alone when it was sent.
+        crowd = max(in_flight, self._in_flight) if in_flight else 0
+        self._pace = self._pace.with_answer(now, service_seconds, first_token_seconds, tokens, crowd)
         self._seen = None
         if self.adaptive is not None and first_token_seconds is not None:
             self.adaptive.answered(now, first_token_seconds, self._in_flight)
@@ -185,6 +192,8 @@ class Upstream:
             self._pace,
             self.lacks,
             self.seed,
+            self.shares_cores,
+            first_line_seconds(self._pace, in_flight + 1),
         )
         return self._seen
 

@@ -114,6 +114,11 @@ def _kv_cache_bytes(settings: VllmSettings) -> int | None:
     return min(detect_host().available_ram_bytes // 4, MOST_CPU_CACHE_BYTES)
 
 
+def launched_on_cpu(settings: VllmSettings) -> bool:
+    """Whether this is a vLLM that is launched here and computes on the machine's processor, as far as can be known."""
+    return settings.source is not None and _on_cpu(settings)
+
+
 def _on_cpu(settings: VllmSettings) -> bool:
     """As far as can be known: what is behind an interpreter or a command of the user's, only the user knows."""
     found = installed(default_folder()) if settings.python is None and settings.command is None else None

@@ -8,6 +8,7 @@ from typing import Any
 from config.routing import RoutingSettings
 from routing.pace import Pace
 from routing.policy import GGUF, Plan, plan_for
+from routing.prediction import first_line_seconds
 from routing.signals import Obstacle, Signals, Stage, UpstreamSignals
 from routing.upstream import ASSUMED_SLOTS
 
@@ -21,8 +22,11 @@ def seen(kind: str = GGUF, outstanding: int = 0, obstacle: Obstacle = Obstacle.N
         "pace": Pace(),
         "lacks": frozenset(),
         "seed": 0,
+        "shares_cores": False,
     }
-    return UpstreamSignals(kind=kind, obstacle=obstacle, outstanding=outstanding, **(usual | fields))
+    known = usual | fields
+    line = first_line_seconds(known["pace"], known["in_flight"] + 1)
+    return UpstreamSignals(kind=kind, obstacle=obstacle, outstanding=outstanding, first_line_seconds=line, **known)
 
 
 def moment(*upstreams: UpstreamSignals, **fields: Any) -> Signals:

@@ -14,6 +14,7 @@ from backends.base import InferenceRequest, Operation
 from config.routing import GraduateSettings, ModelRoutingSettings, RoutingSettings
 from config.tree import Profile
 from routing.ask import Ask, number_of, prefix_affinity
+from routing.fastest import DWELL_SECONDS
 from routing.pace import Pace
 from routing.policy import GGUF, POLICIES, VLLM, Decision, decide, next_stage, plan_for
 from routing.replicas import ORDERS
@@ -23,6 +24,19 @@ from tests.routing.moments import moment, plan, seen
 ASK = Ask("m")
 FULL, STARTING, DOWN, TRIED = Obstacle.FULL, Obstacle.STARTING, Obstacle.DOWN, Obstacle.TRIED
 BUSY = Stage(VLLM)
+
+
+def lately(first: float, whole: float, crowd: int = 1, now: float = 1000.0) -> Pace:
+    """Answers in such a crowd took so many seconds to their first token, and to their end."""
+    return Pace().with_answer(now, whole, first, 0, crowd)
+
+
+def answered(*answers: tuple[float, float | None, int]) -> Pace:
+    """After answers that took so long, and so long to their first token, in crowds of so many."""
+    pace = Pace()
+    for whole, first, crowd in answers:
+        pace = pace.with_answer(990.0, whole + (first or 0.0), first, 20, crowd)
+    return pace
 
 
 def decision(policy: str, *upstreams: UpstreamSignals, ask: Ask = ASK, **fields: Any) -> tuple[tuple[int, ...], str]:
@@ -50,12 +64,12 @@ def decision(policy: str, *upstreams: UpstreamSignals, ask: Ask = ASK, **fields:
         ("least_load", seen(outstanding=2), seen(VLLM, 1), ((1, 0), "least_load")),
         ("least_load", seen(outstanding=2, slots=16), seen(VLLM, 1, slots=2), ((0, 1), "least_load")),
         ("least_load", seen(obstacle=FULL), seen(VLLM, 0, DOWN), ((), "wait")),
-        ("fastest", seen(pace=Pace(0.5, 0.1, 2, 1000)), seen(VLLM, pace=Pace(0.2, 0.1, 1, 1000)), ((1, 0), "fastest")),
-        ("fastest", seen(pace=Pace(0.5, 0.1, 2, 1000)), seen(VLLM), ((1, 0), "fastest")),
+        ("fastest", seen(pace=lately(0.5, 2)), seen(VLLM, pace=lately(0.2, 1)), ((1, 0), "fastest")),
+        ("fastest", seen(pace=lately(0.5, 2)), seen(VLLM), ((1, 0), "fastest")),
         (
             "fastest",
-            seen(pace=Pace(0.5, 0.1, 2, 1000)),
-            seen(VLLM, 4, slots=2, pace=Pace(0.2, 0.1, 1, 1000)),
+            seen(pace=lately(0.5, 2)),
+            seen(VLLM, 4, slots=2, pace=lately(0.2, 1)),
             ((0, 1), "fastest"),
         ),
     ],
@@ -67,18 +81,18 @@ def test_policy_orders_the_kinds_and_says_why(
 
 
 def test_what_was_slow_under_load_is_not_slow_without() -> None:
-    was_busy = seen(pace=Pace(0.9, 0.1, 2, 1000, 30.0))
-    vllm = seen(VLLM, 1, pace=Pace(0.2, 0.1, 2, 1000, 2.0))
+    was_busy = seen(pace=lately(0.9, 2, crowd=30))
+    vllm = seen(VLLM, 1, pace=lately(0.2, 2, crowd=2))
     assert decision("fastest", was_busy, vllm)[0] == (0, 1)
-    busy_again = seen(outstanding=10, pace=Pace(0.9, 0.1, 2, 1000, 30.0))
+    busy_again = seen(outstanding=10, pace=lately(0.9, 2, crowd=30))
     assert decision("fastest", busy_again, vllm)[0] == (1, 0)
 
 
 def test_a_slow_upstream_is_tried_again_after_a_while() -> None:
-    slow, usual = seen(pace=Pace(5.0, 0.1, 9, 1000)), seen(VLLM, pace=Pace(0.5, 0.1, 2, 1000))
+    slow, usual = seen(pace=lately(5.0, 9)), seen(VLLM, pace=lately(0.5, 2))
     assert decision("fastest", slow, usual)[0] == (1, 0)
-    kept_busy = seen(VLLM, pace=Pace(0.5, 0.1, 2, 1120))
-    assert decision("fastest", slow, kept_busy, now=1120.0)[0] == (0, 1)
+    kept_busy = seen(VLLM, pace=lately(0.5, 2, now=1240))
+    assert decision("fastest", slow, kept_busy, now=1240.0)[0] == (0, 1)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -155,14 +169,10 @@ UPSTREAMS = st.lists(
         st.integers(0, 300),
         st.sampled_from(Obstacle),
         slots=st.sampled_from([1.0, 4.0, 256.0, float("inf")]),
-        pace=st.builds(
-            Pace,
-            st.none() | st.floats(0, 10),
-            st.none(),
-            st.none() | st.floats(0, 60),
-            st.just(990.0),
-            st.floats(1, 64),
+        pace=st.lists(st.tuples(st.floats(0, 60), st.none() | st.floats(0, 10), st.integers(0, 5000)), max_size=4).map(
+            lambda answers: answered(*answers)
         ),
+        shares_cores=st.booleans(),
         lacks=st.sampled_from([frozenset(), frozenset({"images"})]),
         seed=st.integers(0, 2**30 - 1),
     ),
@@ -268,3 +278,25 @@ def test_power_of_two_never_takes_the_busiest_of_three(upstreams: list[UpstreamS
     found = decide(plan(policy="vllm_first", replicas="power_of_two"), signals, ASK)
     loads = [upstream.outstanding for upstream in free]
     assert len(loads) < 2 or loads[found.upstreams[0]] <= loads[found.upstreams[1]]
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 2), st.integers(0, 40), st.floats(0.001, 1), st.integers(0, 40), st.floats(0.001, 1)),
+        max_size=60,
+    )
+)
+def test_fastest_never_moves_engines_on_the_same_cores_twice_within_its_dwell_time(
+    moments: list[tuple[float, int, float, int, float]],
+) -> None:
+    now, stage, moved = 1000.0, Stage(GGUF), []
+    for pause, load, first, other_load, other_first in moments:
+        now += pause
+        gguf = seen(outstanding=load, pace=lately(first, 2, now=now), shares_cores=True)
+        vllm = seen(VLLM, other_load, pace=lately(other_first, 2, now=now), shares_cores=True)
+        found = decide(plan(policy="fastest"), moment(gguf, vllm, now=now, stage=stage), ASK)
+        assert found.upstreams[0] == (found.stage.kind == VLLM)
+        if found.stage.kind != stage.kind:
+            moved.append(now)
+        stage = found.stage
+    assert all(later - earlier >= DWELL_SECONDS for earlier, later in pairwise(moved))

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from backends.factory import create_backends
+from backends.vllm.environment import Installed
 from config.schema import ModelSettings
 from routing.adaptive import START
 from routing.pools import upstreams_of
 from routing.upstream import Upstream
 from tests.fakes import FakeBackend
 
+DEMO = {"source": "demo"}
 URLS = {"urls": ["http://gpu-0:8000", "http://gpu-1:8000"]}
 
 
@@ -50,6 +52,25 @@ def test_so_does_a_vllm_upstream(vllm: dict[str, Any], limit: float) -> None:
     model = ModelSettings.model_validate({"name": "m", "vllm": vllm})
     (upstream,) = upstreams_of(model, [FakeBackend("vllm")])
     assert (upstream.limit, upstream.lacks) == (limit, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("gguf", "vllm", "device", "on_cores"),
+    [
+        (DEMO, DEMO, "cpu", [True, True]),
+        (DEMO, DEMO, "cuda", [True, False]),
+        (DEMO, URLS, "cpu", [True, False, False]),
+        ({"openai": "http://127.0.0.1:8080"}, DEMO, "cpu", [False, True]),
+    ],
+    ids=str,
+)
+def test_engines_that_are_launched_here_without_a_gpu_compute_on_the_same_cores(
+    gguf: dict[str, Any], vllm: dict[str, Any], device: str, on_cores: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backends.vllm.command.installed", lambda _: Installed(device, "0", ""))
+    model = ModelSettings.model_validate({"name": "m", "gguf": gguf, "vllm": vllm})
+    upstreams = [upstream for one in model.artifacts for upstream in upstreams_of(one, create_backends(one))]
+    assert [upstream.shares_cores for upstream in upstreams] == on_cores
 
 
 def test_replicas_are_called_by_their_addresses_which_outlive_this_process() -> None:

@@ -15,7 +15,7 @@ from routing.signals import Obstacle, UpstreamSignals
 from tests.routing.moments import moment, plan, seen
 
 ASK = Ask("m", 100, 50, frozenset({"tools"}), "alice", "batch")
-SLOW = Pace(0.1, 0.01, 3.0, 1000.0)
+SLOW = Pace(0.1, 0.01, 3.0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,53 @@
+"""The policy `fastest`: who has the first line of the answer soonest, and one engine at a time on the same cores. Pure.
+
+Engines with hardware of their own are chosen anew for each request, so that the load spreads over them. Two that are
+computed by the same cores only hold each other up, so the whole load of the model is given to one of them, and to the
+other one when that would be clearly faster. Neighbours: prediction.py (how fast), policy.py (asks this).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from routing.prediction import crowd_on_cores, expected_seconds
+from routing.signals import Signals, Stage
+
+# On the same cores the other engine has to be so much faster, and the last move so long ago, before the load moves:
+# that costs, and what is measured wavers. Meanwhile the engine shows what it does when it has warmed up to its load.
+CLEARLY = 0.8
+DWELL_SECONDS = 1.0
+
+
+def fastest(signals: Signals, free: Sequence[int]) -> tuple[tuple[int, ...], Stage]:
+    """The order of the upstreams that are `free`, and where the model stands from now on."""
+    upstreams, together = signals.upstreams, crowd_on_cores(signals)
+    seconds = expected_seconds(signals, together)
+    order = sorted(free, key=seconds.__getitem__)
+    if not together:
+        return tuple(order), signals.stage
+    sharing = [index for index in order if upstreams[index].shares_cores]
+    stage = _moved(_noted(signals), signals, seconds, sharing)
+    kinds = [upstreams[index].kind for index in sharing]
+    chosen = sharing[kinds.index(stage.kind)] if stage.kind in kinds else next(iter(sharing), None)
+    others = [index for index in sharing if index != chosen]
+    return (*(index for index in order if index not in others), *others), stage
+
+
+def _noted(signals: Signals) -> Stage:
+    """Where the model stands, with one more request in this second."""
+    stage, now = signals.stage, signals.now
+    crowd = sum([upstream.in_flight for upstream in signals.upstreams if upstream.shares_cores]) + 1
+    age = now - stage.second
+    if age < 1:
+        return stage._replace(crowd=max(crowd, stage.crowd))
+    return stage._replace(second=now, crowd=crowd, crowd_before=stage.crowd if age < 2 else 0)
+
+
+def _moved(stage: Stage, signals: Signals, seconds: Sequence[float], sharing: Sequence[int]) -> Stage:
+    """`stage` with the kind of the engine to be preferred among those `sharing` cores that are free, fastest first."""
+    current = next((index for index in sharing if signals.upstreams[index].kind == stage.kind), None)
+    if current is None or signals.now - stage.since < DWELL_SECONDS:
+        return stage
+    if seconds[sharing[0]] < CLEARLY * seconds[current]:
+        return stage._replace(kind=signals.upstreams[sharing[0]].kind, since=signals.now)
+    return stage

@@ -1,0 +1,86 @@
+"""A load that steps from 1 to 32 clients and back, before models of the two engines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from routing.policy import GGUF, VLLM
+from routing.upstream import Upstream
+from tests.fakes import FakeBackend
+from tests.routing.engines import Engine, Lab, Request, figures, moves
+from tests.routing.moments import plan
+
+STEPS = (1, 2, 4, 8, 16, 32, 16, 8, 4, 2, 1)
+ALONE = {kind: {"rules": [{"when": {"model": "m"}, "use": kind}]} for kind in (GGUF, VLLM)}
+# The two of these models cross between 8 and 16.
+GRADUATE = {"policy": "graduate", "graduate": {"to_vllm_at": 12, "back_to_gguf_at": 6, "dwell_seconds": 1.0}}
+FASTEST = {"policy": "fastest"}
+
+Run = list[list[Request]]
+
+
+def run(routing: dict[str, Any], *, shared: bool, noise: float = 0.0, seed: int = 0) -> Run:
+    """All steps, each of 8 s, with engines as fast as the real ones on two cores (docs/routing.md)."""
+    gguf = Upstream(FakeBackend(GGUF), shares_cores=shared)
+    vllm = Upstream(FakeBackend(VLLM), shares_cores=shared)
+    engines = [Engine(gguf, 0.0002, 0.0004, 0.005), Engine(vllm, 0.0022, 0.00018, 0.003)]
+    lab = Lab(plan(**routing), engines, seed=seed, noise=noise)
+    return [lab.step(clients, 8.0) for clients in STEPS]
+
+
+def whole(steps: Run) -> list[Request]:
+    return [request for step in steps for request in step]
+
+
+def worst(steps: Run, alone: list[Run]) -> tuple[float, float]:
+    """Over all steps, the least share of the tokens/s that the better engine alone had, and by what factor the p95 of
+    the first tokens was longer than at one that had 90 % of these."""
+    least, longest = 1.0, 0.0
+    for step, *others in zip(steps, *alone, strict=True):
+        mine, theirs = figures(step), [figures(other) for other in others]
+        best = max(other.tokens_per_second for other in theirs)
+        good = [other.p95 for other in theirs if other.tokens_per_second >= 0.9 * best]
+        least, longest = min(least, mine.tokens_per_second / best), max(longest, mine.p95 / max(good))
+    return least, longest
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("routing", [GRADUATE, FASTEST], ids=lambda routing: str(routing["policy"]))
+def test_each_step_is_as_good_as_the_better_engine_and_the_whole_better(
+    routing: dict[str, Any], *, shared: bool
+) -> None:
+    alone = [run(rules, shared=shared) for rules in ALONE.values()]
+    steps = run(routing, shared=shared)
+    least, longest = worst(steps, alone)
+    assert least >= 0.9
+    assert longest <= 1.1
+    mine, theirs = figures(whole(steps)), [figures(whole(other)) for other in alone]
+    assert all(mine.tokens_per_second > 1.05 * other.tokens_per_second for other in theirs)
+    assert len(whole(steps)) > 1000
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_graduate_moves_once_there_and_once_back(*, shared: bool) -> None:
+    assert list(moves(whole(run(GRADUATE, shared=shared)))) == [(GGUF, VLLM), (VLLM, GGUF)]
+
+
+def test_fastest_moves_rarely_between_engines_on_the_same_cores() -> None:
+    """Once at first, to know the other one, and back; once there and once back with the load."""
+    assert list(moves(whole(run(FASTEST, shared=True)))) == [(GGUF, VLLM), (VLLM, GGUF)] * 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fastest_does_not_flap_where_measurements_waver(seed: int) -> None:
+    alone = [run(rules, shared=True, noise=0.5, seed=seed) for rules in ALONE.values()]
+    steps = run(FASTEST, shared=True, noise=0.5, seed=seed)
+    assert len(list(moves(whole(steps)))) <= 8
+    assert worst(steps, alone)[0] >= 0.85
+
+
+def test_fastest_spreads_the_load_over_engines_with_hardware_of_their_own() -> None:
+    alone = [figures(whole(run(rules, shared=False))) for rules in ALONE.values()]
+    both = figures(whole(run(FASTEST, shared=False)))
+    assert both.tokens_per_second > 1.3 * max(engine.tokens_per_second for engine in alone)
+    assert both.p95 < 0.5 * min(engine.p95 for engine in alone)
