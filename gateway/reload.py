@@ -19,8 +19,9 @@ from config.errors import ConfigError
 from config.load import Loaded
 from config.schema import Settings
 
-# A change is seen within this time, so that a key or a model is gone when its line is.
-WATCH_SECONDS = 0.5
+# The file is looked at this often, and read when it has changed and lies still from one look to the next: of one that
+# is being written, nothing or a part would be read, and nothing is a configuration.
+WATCH_SECONDS = 0.25
 
 # What is fixed when the process starts.
 _FIXED = (
@@ -59,10 +60,12 @@ class Reloader:
 
     async def run(self) -> None:
         """Watches until cancelled."""
+        last = self._stamp
         while True:
             asked = await self._wait()
-            stamp = _stamp(self._source.loaded.file)
-            if asked or stamp != self._stamp:
+            stamp, before = _stamp(self._source.loaded.file), last
+            last = stamp
+            if asked or self._stamp != stamp == before:
                 self._stamp = stamp
                 await self._reload()
 

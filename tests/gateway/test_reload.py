@@ -58,6 +58,11 @@ def write(file: Path, text: str) -> None:
     os.replace(other, file)
 
 
+def overwrite(file: Path, text: str) -> None:
+    """As others do: a reader may see nothing, or the beginning."""
+    file.write_text(text)
+
+
 async def logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
         while text not in caplog.text:  # noqa: ASYNC110 - a log tells nobody
@@ -77,6 +82,17 @@ async def test_a_changed_file_is_applied(file: Path) -> None:
             write(file, f"server: {{idle_timeout_seconds: {seconds}}}\n")
             assert (await applied.next()).server.idle_timeout_seconds == seconds
         assert applied.settings.empty()
+
+
+async def test_a_file_that_is_being_written_is_not_read_until_it_is_whole(file: Path) -> None:
+    async with watching(file) as (_, applied):
+        # Some looks long; a loop that stands still holds up the looks as well.
+        for number in range(40):
+            overwrite(file, "models: []\n" if number % 2 else "")
+            await asyncio.sleep(0.02)
+        assert applied.settings.empty()
+        overwrite(file, "server: {idle_timeout_seconds: 7}\n")
+        assert (await applied.next()).server.idle_timeout_seconds == 7
 
 
 async def test_a_signal_reads_again_what_has_not_changed(file: Path) -> None:
