@@ -17,11 +17,9 @@ run: setup $(if $(filter prod,$(PROFILE)),vllm)
 vllm: setup
 	@$(BIN)/upshift engine install vllm
 
-# Where vLLM cannot be had (PyPI's PyTorch is the one for CUDA, and the index of those for CPUs may be out of reach), the
-# command has said why, and pytest says how many tests that costs.
+# Those that start vLLM beside all others: two runs of pytest, two cores. ARGS go to both.
 test: check
-	@$(BIN)/upshift engine install vllm || true
-	@$(BIN)/pytest -rs
+	@$(BIN)/python -m tests.lanes $(ARGS)
 
 check: setup
 	@$(BIN)/ruff format --check --quiet .
