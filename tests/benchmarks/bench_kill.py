@@ -100,10 +100,11 @@ async def kill_under_load(
     host, _, port = vllm.gateway.url.removeprefix("http://").partition(":")
     address = host, int(port)
     begun = asyncio.Semaphore(0)
+    # Before there are streams to read: beside those, on a busy machine, the look takes longer than they do.
+    processes = await asyncio.to_thread(vllm.processes)
     reading = [asyncio.create_task(_read_stream(address, begun)) for _ in range(streams)]
     for _ in reading:
         await begun.acquire()
-    processes = await asyncio.to_thread(vllm.processes)
     killed_at = 0.0
 
     def kill() -> None:

@@ -82,7 +82,9 @@ def all_phrasings() -> list[str]:
 async def agreement(gguf_socket: Path, vllm_socket: Path, questions: Sequence[str]) -> Compared:
     """Asks both engines, each on its own socket."""
     limit = asyncio.Semaphore(_AT_ONCE)
-    transports = [httpx.AsyncHTTPTransport(uds=str(socket)) for socket in (gguf_socket, vllm_socket)]
+    # vLLM closes a connection that was idle for 5 s, as one is while the other engine answers on a busy machine.
+    once = httpx.Limits(max_keepalive_connections=0)
+    transports = [httpx.AsyncHTTPTransport(uds=str(socket), limits=once) for socket in (gguf_socket, vllm_socket)]
     async with (
         httpx.AsyncClient(transport=transports[0], base_url="http://gguf", timeout=300) as gguf,
         httpx.AsyncClient(transport=transports[1], base_url="http://vllm", timeout=300) as vllm,
@@ -92,7 +94,9 @@ async def agreement(gguf_socket: Path, vllm_socket: Path, questions: Sequence[st
             async with limit:
                 return await _tokens(gguf, question), await _tokens(vllm, question)
 
-        answers = await asyncio.gather(*map(both, questions))
+        async with asyncio.TaskGroup() as group:
+            asking = [group.create_task(both(question)) for question in questions]
+        answers = [task.result() for task in asking]
     parted = [_difference(question, *pair) for question, pair in zip(questions, answers, strict=True)]
     drift = max((_drift(*pair) for pair in answers), default=0.0)
     return Compared(len(questions), tuple(each for each in parted if each is not None), drift)

@@ -14,9 +14,7 @@ from pathlib import Path
 import httpx
 
 from tests.backends.certificates import trusting
-from tests.engine import is_alive, metric
-
-START_SECONDS = 60
+from tests.engine import PATIENCE_SECONDS, is_alive, metric
 
 
 class GatewayUnderTest:
@@ -27,7 +25,7 @@ class GatewayUnderTest:
         self.url = url
         self.log = log
         self.access_log = access_log
-        self.http = httpx.Client(base_url=url, timeout=60, verify=trusting())
+        self.http = httpx.Client(base_url=url, timeout=PATIENCE_SECONDS, verify=trusting())
 
     def ready(self) -> bool:
         return self.http.get("/readyz").status_code == 200
@@ -103,7 +101,7 @@ def running_gateway(
     finally:
         if process.poll() is None:
             process.terminate()
-        code = process.wait(timeout=30)
+        code = process.wait(timeout=PATIENCE_SECONDS)
     assert code in (0, -9), log.read_text()
 
 
@@ -112,6 +110,6 @@ def listening_url(process: subprocess.Popen[str], log: Path) -> str:
     started = time.monotonic()
     while not (found := pattern.search(log.read_text())):
         assert process.poll() is None, log.read_text()
-        assert time.monotonic() - started < START_SECONDS, log.read_text()
+        assert time.monotonic() - started < PATIENCE_SECONDS, log.read_text()
         time.sleep(0.02)
     return found[1]

@@ -85,7 +85,7 @@ def scraping(folder: Path, target_port: int) -> Iterator[Prometheus]:
         process = subprocess.Popen([program("prometheus", "usr/bin/prometheus"), *options], stderr=log, stdout=log)
     prometheus = Prometheus(f"http://127.0.0.1:{port}")
     try:
-        wait_for(prometheus.ready, seconds=60)
+        wait_for(prometheus.ready)
         yield prometheus
     finally:
         prometheus.close()

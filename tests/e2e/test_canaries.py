@@ -19,7 +19,7 @@ from gateway.cli import main
 from gateway.keys import hash_of, new_key
 from tests.e2e.gateway import GatewayUnderTest, running_gateway
 from tests.e2e.witness import witnessing
-from tests.engine import wait_for
+from tests.engine import PATIENCE_SECONDS, wait_for
 from tests.redis_server import running_redis
 
 CHAT = "/v1/chat/completions"
@@ -101,7 +101,7 @@ def test_no_canary_leaves_the_cage(gateway: GatewayUnderTest, tmp_path: Path) ->
     told.append(http.get("/metrics").text)
     told.append(http.get("/readyz").text)
     gateway.process.terminate()
-    gateway.process.wait(timeout=30)
+    gateway.process.wait(timeout=PATIENCE_SECONDS)
     written = gateway.log.read_text() + gateway.access_log.read_text()
     assert written.count('"event":"request"') >= len(answers)
     everything = written + "".join(told)

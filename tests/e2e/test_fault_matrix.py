@@ -25,13 +25,16 @@ REFUSE = "refuse"
 
 
 @contextlib.asynccontextmanager
-async def gateway_before(*urls: str, other: str | None = None, **routing: Any) -> AsyncIterator[Gateway]:
-    """The model "m" on vLLM servers at `urls`, and as GGUF at `other`; ready."""
+async def gateway_before(
+    *urls: str, other: str | None = None, seconds: float = 1.0, **routing: Any
+) -> AsyncIterator[Gateway]:
+    """The model "m" on vLLM servers at `urls`, and as GGUF at `other`; ready. An answer has to come, and to go on,
+    within `seconds`."""
     model: dict[str, Any] = {"name": "m", "vllm": {"urls": urls}}
     if other is not None:
         model["gguf"] = {"openai": other}
     edge = {"models": [model], "routing": {"policy": "vllm_first", **routing}}
-    async with serving(edge=edge, response_timeout_seconds=1.0, idle_timeout_seconds=1.0) as gateway:
+    async with serving(edge=edge, response_timeout_seconds=seconds, idle_timeout_seconds=seconds) as gateway:
         await gateway.ready()
         yield gateway
 
@@ -240,7 +243,9 @@ async def test_a_server_that_restarts_under_load_costs_no_request_and_is_taken_b
     async with (
         Replica("m") as restarting,
         Replica("m") as well,
-        gateway_before(restarting.address, other=well.address, breaker={"slow_start_seconds": 0}) as gateway,
+        gateway_before(
+            restarting.address, other=well.address, seconds=60, breaker={"slow_start_seconds": 0}
+        ) as gateway,
     ):
         seen: Counter[str] = Counter()
         over = asyncio.Event()
@@ -296,7 +301,7 @@ async def test_under_a_burst_of_errors_retries_stay_within_the_budget(status: st
     async with (
         Rogue(flaky) as one,
         Rogue(flaky) as other,
-        gateway_before(one.address, other.address, breaker={"failures": 1000}) as gateway,
+        gateway_before(one.address, other.address, seconds=60, breaker={"failures": 1000}) as gateway,
     ):
         requests = 200
         statuses: Counter[int] = Counter()
@@ -316,7 +321,7 @@ async def test_a_vllm_that_is_killed_under_streams_and_short_calls_costs_what_ha
     async with (
         Replica("m", token_seconds=0.05) as vllm,
         Replica("m") as well,
-        gateway_before(vllm.address, other=well.address, breaker={"slow_start_seconds": 0}) as gateway,
+        gateway_before(vllm.address, other=well.address, seconds=60, breaker={"slow_start_seconds": 0}) as gateway,
     ):
         ends: Counter[str] = Counter()
         statuses: Counter[int] = Counter()

@@ -16,7 +16,7 @@ import pytest
 
 from tests.benchmarks.random_model import SHAPES, write_random_model
 from tests.e2e.gateway import GatewayUnderTest, engines_below, running_gateway
-from tests.engine import is_alive, wait_for
+from tests.engine import PATIENCE_SECONDS, is_alive, wait_for
 
 LONG: dict[str, Any] = {
     "model": "m",
@@ -102,7 +102,7 @@ def test_sigterm_leaves_no_engine_behind(own_gateway: GatewayUnderTest) -> None:
     engine = own_gateway.engine_pid()
     assert engine is not None
     own_gateway.process.terminate()
-    assert own_gateway.process.wait(timeout=20) == 0
+    assert own_gateway.process.wait(timeout=PATIENCE_SECONDS) == 0
     assert not is_alive(engine)
 
 
@@ -115,7 +115,7 @@ def test_a_running_answer_is_finished_before_the_exit(own_gateway: GatewayUnderT
         own_gateway.process.terminate()
         rest = [line for line in lines if line]
     assert rest[-1] == "data: [DONE]"
-    assert own_gateway.process.wait(timeout=20) == 0
+    assert own_gateway.process.wait(timeout=PATIENCE_SECONDS) == 0
 
 
 @pytest.mark.parametrize("kind", ["missing", "text", "cut"])

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.e2e.gateway import GatewayUnderTest, running_gateway
-from tests.engine import is_alive, wait_for
+from tests.engine import PATIENCE_SECONDS, is_alive, wait_for
 from tests.vllm import START_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -37,7 +37,7 @@ def block(kind: str, word: str) -> str:
 
 def answer_to(question: str, port: str) -> str:
     body = {"model": "demo", "temperature": 0, "messages": [{"role": "user", "content": question}]}
-    answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=60).json()
+    answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body, timeout=PATIENCE_SECONDS).json()
     return str(answer["choices"][0]["message"]["content"])
 
 
@@ -63,19 +63,19 @@ def test_make_run_answers_and_the_readmes_clients_work(tmp_path: Path, profile: 
         assert shown == answer_to("What is continuous batching?", port), "something else was written into the answer"
         curl = shlex.split(block("sh", "curl").replace("\\\n", " ").replace("8484", port))
         answer = subprocess.run(
-            [*curl, "--silent", "--include"], capture_output=True, text=True, check=True, timeout=60
+            [*curl, "--silent", "--include"], capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS
         )
         assert '"finish_reason":"stop"' in answer.stdout.replace(" ", "")
         assert f"x-upshift-backend: {backend}\n" in answer.stdout
         snippet = block("python", "OpenAI").replace("8484", port)
         answered = subprocess.run(
-            [sys.executable, "-c", snippet], capture_output=True, text=True, timeout=60, check=True
+            [sys.executable, "-c", snippet], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True
         )
         assert "Ollama" in answered.stdout
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(run.pid, signal.SIGINT)
-        run.wait(timeout=40)
+        run.wait(timeout=PATIENCE_SECONDS)
     wait_for(lambda: not is_alive(run.pid))
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(port))) != 0, "something still listens"
@@ -86,7 +86,7 @@ def test_run_answers_one_question(tmp_path: Path) -> None:
         [*UPSHIFT, "run", "demo", "--temperature", "0", "What is 2 plus 3?"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
         check=True,
     )
     assert "5" in ended.stdout
@@ -111,6 +111,6 @@ def test_serve_with_a_named_model(tmp_path: Path, tiny_model: Path) -> None:
         seen = next(line for line in process.stderr if "model llama is ready" in line)
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE_SECONDS)
     assert seen
     assert process.returncode == 0

@@ -89,7 +89,7 @@ def observed(tmp_path: Path, tiny_model: Path) -> Iterator[tuple[GatewayUnderTes
     # Two ask at once: now and then one of them is refused, and never both for long.
     config += f"server: {{workers: 2}}\nadmin: {{port: {port}}}\nlimits: {{default: {{concurrent: 1}}}}\n"
     with running_gateway(tmp_path, config) as gateway, scraping(tmp_path, port) as prometheus:
-        wait_for(gateway.ready, seconds=60)
+        wait_for(gateway.ready)
         with traffic(gateway.url):
             yield gateway, prometheus
 

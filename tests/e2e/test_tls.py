@@ -26,7 +26,7 @@ def gateway(tmp_path: Path, tiny_model: Path) -> Iterator[GatewayUnderTest]:
     with running_gateway(
         tmp_path, config + "admin: {port: 0}\ntls: {certificate: server.pem, key: server.key}\n"
     ) as gateway:
-        wait_for(gateway.ready, seconds=60)
+        wait_for(gateway.ready)
         yield gateway
 
 

@@ -119,7 +119,7 @@ def test_while_loading_it_answers_503_with_progress(tiny_model: Path, tmp_path: 
         return response.status_code == 200
 
     try:
-        wait_for(ready, seconds=60)
+        wait_for(ready)
         assert statuses <= {(503, "loading"), (200, "ok")}
     finally:
         engine.client.close()
