@@ -17,6 +17,7 @@ import httptools
 
 from backends.errors import BackendError, BackendProtocolError, BackendTimeout
 from backends.http_response import HttpResponse
+from backends.outbox import outbox_of
 
 # Bytes of a body that may wait for their reader before the transport is paused; one more read can come on top.
 HIGH_WATER_BYTES = 256 * 1024
@@ -55,6 +56,7 @@ class Connection(asyncio.Protocol):
         self.deadline = inf
         self.lost = False
         self.used = False
+        self._outbox = outbox_of(loop)
         self._on_free = on_free
         self._on_lost = on_lost
         self._response_timeout_seconds = response_timeout_seconds
@@ -83,10 +85,16 @@ class Connection(asyncio.Protocol):
         if self.lost or transport.is_closing():
             raise NoAnswer("The connection was closed at once.")
         response = self._response = HttpResponse(self, self._parts)
+        self._outbox.exchanges += 1
         self._start = b""
         self._interims = self._framed = self._reusable = False
         self._idle_bytes = 0
-        transport.write(head)
+        if body or not self.used:
+            # A server that does not want a new connection ends it now, and tells why to whoever has asked before.
+            self._outbox.flush()
+            transport.write(head)
+        else:
+            self._outbox.write(transport, head)
         if body:
             self._unsent = memoryview(body)
             self._send_on()
@@ -119,6 +127,7 @@ class Connection(asyncio.Protocol):
         if self._response is not response:
             return
         self._response = None
+        self._outbox.exchanges -= 1
         self._parts.clear()
         response.parts = []  # the other one will be the next response's
         transport = self._transport

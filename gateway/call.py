@@ -104,7 +104,9 @@ class Call:
     def begin(self) -> None:
         """To be called by the task that serves this, which must also call `end`: from now on it may be cancelled."""
         self._task = self.servant
-        self._connection.flow.resume_reading()
+        flow = self._connection.flow
+        if flow.read_paused:
+            flow.resume_reading()
 
     async def whole_body(self, max_bytes: int) -> None:
         """Returns when the body is complete, longer than `max_bytes` (whatever Content-Length said) or cut off."""
@@ -167,11 +169,12 @@ class Call:
         else:
             self._chunked = True
             framing = b"transfer-encoding: chunked\r\n"
-        common = self._connection.common_headers()
-        if self._connection.ending:
+        common = self._connection.common
+        lines = common.lines()
+        if common.ending:
             self.keep_alive = False
         end = b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n"
-        self._head = b"".join((STATUS_LINE[status], common, headers, framing, end))
+        self._head = b"".join((STATUS_LINE[status], lines, headers, framing, end))
 
     def flush(self) -> None:
         """Sends the head now, where it would otherwise go with the first bytes behind it."""
@@ -219,7 +222,8 @@ class Call:
             self.flush()
             if self._announced:
                 raise BackendProtocolError("The answer is shorter than its Content-Length.")
-        self.settle()
+        if not self._settled:
+            self.settle()
         self.response_complete = True
         if not self.keep_alive:
             self._connection.transport.close()
@@ -228,7 +232,8 @@ class Call:
     def end(self) -> None:
         """The serving task is over. An answer without its end is cut: the connection closes short of it, which every
         client reports."""
-        self.settle()
+        if not self._settled:
+            self.settle()
         if self._task is not None:
             self._connection.tasks.discard(self._task)
             self._task = self.servant = None

@@ -8,9 +8,12 @@ from __future__ import annotations
 from functools import lru_cache
 from time import perf_counter
 
+from uvicorn.server import ServerState
+
 from gateway.call import Call
 from gateway.record import Record
 
+_CLOSE = (b"connection", b"close")
 SSE_HEADERS = b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
 
 
@@ -23,6 +26,28 @@ def answer_head(record: Record, content_type: bytes, limits: bytes, extra: bytes
         limits,
         extra,
     )
+
+
+class CommonHeaders:
+    """The header lines that every answer of a server has. `ending`: it lets each connection end with its next answer,
+    as `lines` has found when it was asked last."""
+
+    __slots__ = ("_lines", "_seen", "_server_state", "ending")
+
+    def __init__(self, server_state: ServerState) -> None:
+        self._server_state = server_state
+        self._seen: object = None
+        self._lines = b""
+        self.ending = False
+
+    def lines(self) -> bytes:
+        """Above all the Date, which uvicorn renews each second."""
+        headers = self._server_state.default_headers
+        if self._seen is not headers:
+            self._seen = headers
+            self.ending = _CLOSE in headers
+            self._lines = b"".join(b"%b: %b\r\n" % header for header in headers if header != _CLOSE)
+        return self._lines
 
 
 @lru_cache(maxsize=256)

@@ -25,7 +25,7 @@ MAX_BRACKETS = 200_000
 # llama-server's own, which it heeds before OpenAI's.
 _CAPS = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens", "n_predict"})
 _COUNTS = frozenset({"n", "best_of", "n_cmpl"})
-_NUMBERS = (*_CAPS, *_COUNTS)
+_NUMBERS = _CAPS | _COUNTS
 # What vLLM ignores since 0.12, and would answer as if it had not been asked: how to say it now.
 _GONE = {
     "guided_json": '`response_format` of type json_schema, or `structured_outputs`: {"json": …}',
@@ -151,9 +151,8 @@ def _features(envelope: dict[str, Any]) -> frozenset[str]:
 def _asked_for(envelope: dict[str, Any]) -> tuple[int | None, int]:
     """The largest cap on an answer's tokens, None without one, and how many answers, to all prompts together."""
     cap, choices = None, 1
-    for name in _NUMBERS:
-        value = envelope.get(name)
-        if value is None:
+    for name, value in envelope.items():
+        if value is None or name not in _NUMBERS:
             continue
         # Its range is the engine's business; its type is ours, because limits count by it.
         if type(value) is not int:

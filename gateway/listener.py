@@ -19,7 +19,9 @@ from gateway.call import Call
 from gateway.crowd import Crowd
 from gateway.dataplane import INFERENCE, DataPlane, Front
 from gateway.deadline import Deadline
+from gateway.head import CommonHeaders
 from gateway.lastcall import LAST_CALL_SECONDS, has_unread
+from gateway.outgoing import Outgoing
 from gateway.refusal import refusal
 from gateway.servant import Servant
 from gateway.target import operation_at, without_upgrade
@@ -39,7 +41,6 @@ KEEP_ALIVE_SECONDS = 75.0
 LINGER_SECONDS, UNREAD_SECONDS, CONTROL_SECONDS = 1.0, 20.0, 60.0
 
 _PATHS = {path.encode(): operation for path, operation in INFERENCE.items()}
-_CLOSE = (b"connection", b"close")
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"host"))
 
 
@@ -64,8 +65,7 @@ class ClientConnection(HttpToolsProtocol):
         self._running: RequestResponseCycle | Call | None = None
         self._servant = Servant(self.loop)
         self._read_bytes = 0
-        self._common: tuple[object, bytes] = (None, b"")
-        self.ending = False
+        self.common = CommonHeaders(self.server_state)
         self._certificate = b""
         # Per request: where in it the bytes are, an upper bound of what came of its head, or since its body last grew,
         # and whether the rest of the head is waited for.
@@ -76,6 +76,7 @@ class ClientConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = Outgoing(transport, self.loop)
         if len(self.connections) > self.max_connections or not self.crowd.admit(self, transport):
             self._refuse(503, "overloaded", "Too many connections.")
             return
@@ -205,7 +206,8 @@ class ClientConnection(HttpToolsProtocol):
             if self._running is not None:  # else it is gone
                 self._leave()
             return
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         if self.pipeline and not self.flow.write_paused:
             self._start_asgi_task(*self.pipeline.pop())
         elif self.pipeline:  # nobody is answered again who has not read what there is
@@ -229,15 +231,6 @@ class ClientConnection(HttpToolsProtocol):
             self.deadline.expect(LAST_CALL_SECONDS, self._leave)
         else:
             super().shutdown()
-
-    def common_headers(self) -> bytes:
-        """The header lines that every answer has: the Date, which uvicorn renews each second. Sets `ending` where the
-        server lets every connection end with its next answer."""
-        headers = self.server_state.default_headers
-        if self._common[0] is not headers:
-            self.ending = _CLOSE in headers
-            self._common = headers, b"".join(b"%b: %b\r\n" % header for header in headers if header != _CLOSE)
-        return self._common[1]
 
     def _leave(self) -> None:
         """Closes when everything is sent, and then at last without those who do not read."""

@@ -85,7 +85,10 @@ class Metrics:
         waits = self.waits.get(model)
         if waits is None:
             waits = self.waits[model] = Histogram(WAIT_SECONDS)
-        waits.observe(ticket.waited_seconds)
+        if ticket.waited_seconds:
+            waits.observe(ticket.waited_seconds)
+        else:
+            waits.counts[0] += 1
         if reason:
             series.reasons[reason] = series.reasons.get(reason, 0) + 1
         if ticket.attempts > 1:

@@ -63,12 +63,12 @@ class Relay:
                 record.error = call.recover() or ShuttingDown("The gateway is shutting down.")
             except Exception as error:  # noqa: BLE001 - the last stop: becomes a 500, is logged and counted
                 record.error = error
-            call.settle()
             exchange.settle()
             failure = record.error
             if failure is None:
                 self._journal.settle(record)
                 return
+            call.settle()
             refusal = answer(failure, request_id)
             record.status = refusal.status
             self._journal.settle(record)

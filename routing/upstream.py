@@ -33,7 +33,6 @@ class Upstream:
     """
 
     __slots__ = (
-        "_in_flight",
         "_in_flight_at_load",
         "_load",
         "_pace",
@@ -44,6 +43,7 @@ class Upstream:
         "adaptive",
         "backend",
         "breaker",
+        "in_flight",
         "kind",
         "label",
         "lacks",
@@ -70,7 +70,8 @@ class Upstream:
         self.breaker = Breaker()
         self.lacks = lacks
         self.shares_cores = shares_cores
-        self._in_flight = 0
+        # Requests from dispatch until their response is closed. Only Router changes it.
+        self.in_flight = 0
         self._pace = Pace()
         self._load: EngineLoad | None = None
         self._in_flight_at_load = 0
@@ -79,16 +80,6 @@ class Upstream:
         # What would show at the next look that it was away meanwhile.
         self._restarts = self.restarts
         self._seen_state: BackendState | None = None
-
-    @property
-    def in_flight(self) -> int:
-        """Requests from dispatch until their response is closed. Only Router changes it."""
-        return self._in_flight
-
-    @in_flight.setter
-    def in_flight(self, number: int) -> None:
-        self._in_flight = number
-        self._seen = None
 
     @property
     def pace(self) -> Pace:
@@ -108,7 +99,7 @@ class Upstream:
     @load.setter
     def load(self, load: EngineLoad | None) -> None:
         # What is dispatched from now on is not in these numbers yet.
-        self._in_flight_at_load = self._in_flight
+        self._in_flight_at_load = self.in_flight
         self._load = load
         self._seen = None
 
@@ -126,12 +117,12 @@ class Upstream:
         """Whether one more request may be sent now: the least that has to be known where there is no other upstream."""
         breaker = self.breaker
         well = breaker.clear or breaker.only_warms(perf_counter())
-        return well and self._in_flight < self.limit and self.backend.state is BackendState.READY
+        return well and self.in_flight < self.limit and self.backend.state is BackendState.READY
 
     @property
     def room(self) -> float:
         """How many more requests it may be sent now, infinite where that is unknown."""
-        return max(self.limit - self._in_flight, 0.0) if self.is_well else 0.0
+        return max(self.limit - self.in_flight, 0.0) if self.is_well else 0.0
 
     @property
     def is_well(self) -> bool:
@@ -156,24 +147,25 @@ class Upstream:
         if self.breaker.doubted:
             self.breaker.succeeded(now)
         # The first of many that came at once was alone when it was sent.
-        crowd = max(in_flight, self._in_flight) if in_flight else 0
+        crowd = max(in_flight, self.in_flight) if in_flight else 0
         self._pace = self._pace.with_answer(now, service_seconds, first_token_seconds, tokens, crowd)
         self._seen = None
         if self.adaptive is not None and first_token_seconds is not None:
-            self.adaptive.answered(now, first_token_seconds, self._in_flight)
+            self.adaptive.answered(now, first_token_seconds, self.in_flight)
             self.limit = self.adaptive.value
 
     def look(self, now: float, beside: Sequence[Upstream] = ()) -> UpstreamSignals:
         """As it is at `now`. One that has come back is full with less at first, if another of those `beside` it can
         serve meanwhile."""
         state, breaker = self.backend.state, self.breaker
-        if self._seen is not None and state is self._seen_state and breaker.clear:
-            return self._seen
+        seen = self._seen
+        if seen is not None and seen.in_flight == self.in_flight and state is self._seen_state and breaker.clear:
+            return seen
         if state is BackendState.READY and self._was_away():
             breaker.came_back(now)
         if not breaker.clear:
             breaker.refresh(now)
-        in_flight, limit, load = self._in_flight, self.limit, self._load
+        in_flight, limit, load = self.in_flight, self.limit, self._load
         outstanding, slots = in_flight, limit
         if load is not None:
             # The engine's count, corrected by what it was sent, or is done with, since that was taken.
@@ -219,7 +211,7 @@ class Upstream:
                 return Obstacle.RESTING
             if any(other.is_well for other in beside if other is not self):
                 limit = max(1.0, min(limit, ASSUMED_SLOTS) * breaker.warmth(now))
-        return Obstacle.NONE if self._in_flight < limit else Obstacle.FULL
+        return Obstacle.NONE if self.in_flight < limit else Obstacle.FULL
 
 
 @dataclass(slots=True, eq=False)

@@ -156,6 +156,7 @@ class Target:
                     connection.data_received(piece)
                 await asyncio.sleep(0)
             await self._quiet()
+            await asyncio.sleep(0)  # at its end this turn's answers leave
             connection.connection_lost(None)
             async with asyncio.timeout(_SECONDS):
                 while self._state.tasks:
