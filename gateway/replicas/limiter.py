@@ -52,10 +52,11 @@ logger = logging.getLogger("upshift")
 class Lease:
     """One request that is let in. Whoever got it calls `settle` when the request is over, however it ended.
 
-    `accounts` are those that pay for it, `limits` the key's, `parts` where in each account's windows it is counted (0
-    where nobody has told us); without `limiter` nobody counts it."""
+    `accounts` are those that pay for it, `keys` theirs at Redis, `figures` their limits as the scripts are told of them,
+    `parts` where in each one's windows it is counted (0 where nobody has told us); `limits` are those of the key. Without
+    `limiter` nobody counts it."""
 
-    __slots__ = ("_limiter", "accounts", "estimate", "id", "limits", "lines", "parts")
+    __slots__ = ("_limiter", "accounts", "estimate", "figures", "id", "keys", "limits", "lines", "parts")
 
     def __init__(
         self,
@@ -70,6 +71,8 @@ class Lease:
         self.accounts = accounts
         self.limits = limits
         self.estimate = estimate
+        self.keys: Words = ()
+        self.figures = [figure for account in accounts for figure in _figures(account.limits)]
         self.parts = [0] * len(accounts)
         self.lines = b""
 
@@ -141,9 +144,10 @@ class SharedLimiter:
         lease = Lease(
             self, b"%b-%x" % (self._name, self._leases), accounts, principal.limits, bounded(estimated_tokens)
         )
-        words = (lease.id, _LEASE_MS, b"%d" % lease.estimate)
+        lease.keys = self._keys(accounts)
+        words = (*lease.keys, lease.id, _LEASE_MS, b"%d" % lease.estimate, *lease.figures)
         try:
-            answer = await self._link.ask(b"EVALSHA", self._reserve, *self._keys(accounts), *words, *_figures(accounts))
+            answer = await self._link.ask(b"EVALSHA", self._reserve, *words)
         except asyncio.CancelledError:
             self._undo(lease)
             raise
@@ -200,8 +204,8 @@ class SharedLimiter:
     # -- what Redis is told without waiting ------------------------------------------------------------------------
 
     def _send_settlement(self, lease: Lease, more_tokens: int, requests_back: int) -> None:
-        lease_words = (*self._keys(lease.accounts), lease.id, _LEASE_MS)
-        figures = (b"%d" % requests_back, *(b"%d" % part for part in lease.parts), *_figures(lease.accounts))
+        lease_words = (*lease.keys, lease.id, _LEASE_MS)
+        figures = (b"%d" % requests_back, *[b"%d" % part for part in lease.parts], *lease.figures)
         first = (*lease_words, b"%d" % more_tokens, *figures)
         # Whether it was done is not known when the connection is lost meanwhile. Giving back twice does nothing, for
         # the lease is gone by then; charging twice would charge.
@@ -234,7 +238,7 @@ class SharedLimiter:
         that was settled before: all of it goes over one connection, in order."""
         by_account: dict[bytes, list[bytes]] = {}
         for lease in self._running.values():
-            for leases in self._keys(lease.accounts)[2::2]:
+            for leases in lease.keys[2::2]:
                 by_account.setdefault(leases, []).append(lease.id)
         for leases, ids in by_account.items():
             for start in range(0, len(ids), RENEWED_AT_ONCE):
@@ -253,14 +257,6 @@ def _script(name: str, clock: bytes) -> bytes:
     return shared + folder.joinpath(f"{name}.lua").read_bytes()
 
 
-def _figures(accounts: Sequence[Payer]) -> list[bytes]:
-    return [b"%d" % figure for account in accounts for figure in _limits_of(account.limits)]
-
-
-def _limits_of(limits: Limits) -> tuple[int, int, int, int]:
-    return (
-        limits.requests_per_minute or 0,
-        limits.tokens_per_minute or 0,
-        limits.tokens_per_day or 0,
-        limits.concurrent or 0,
-    )
+def _figures(limits: Limits) -> Words:
+    minute, day = limits.tokens_per_minute or 0, limits.tokens_per_day or 0
+    return tuple(b"%d" % limit for limit in (limits.requests_per_minute or 0, minute, day, limits.concurrent or 0))

@@ -7,7 +7,7 @@
 -- day's tokens, and in how many ms none of either of them is counted any more.
 
 local lease, lease_ms, estimate = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local units = {1, estimate, estimate}
+local units, texts = {1, estimate, estimate}, {'1', ARGV[3], ARGV[3]}
 
 -- In how many ms the parts of a ring up to `part` have left.
 local function wait_for(account, kind, part)
@@ -16,11 +16,11 @@ end
 
 -- Up to which part a ring has to have left before a request fits.
 local function too_many(account, kind, limit)
-  local most, left = math.max(limit - units[kind], 0), account.sums[kind]
-  local part = account.newest[kind] - PARTS
-  while left > most and part < account.newest[kind] do
+  local most, left, kept = math.max(limit - units[kind], 0), account.sums[kind], account.kept
+  local part, known = account.newest[kind] - PARTS, account.known[kind]
+  while left > most and part < known do
     part = part + 1
-    left = left - held(account, kind, part)
+    left = left - held(kept, kind, part)
   end
   return part
 end
@@ -31,8 +31,12 @@ local function until_empty(account, kind, just_taken)
     return 0
   end
   local last, first = account.newest[kind], account.newest[kind] - PARTS
-  while not (just_taken and units[kind] > 0) and last > first and held(account, kind, last) == 0 do
-    last = last - 1
+  if not just_taken or units[kind] == 0 then
+    -- Whatever is in the place of a later part than was known is what its forerunner has left there.
+    last = math.min(last, account.known[kind])
+    while last > first and held(account.kept, kind, last) == 0 do
+      last = last - 1
+    end
   end
   return wait_for(account, kind, last)
 end
@@ -80,7 +84,7 @@ end
 
 local answer = {0, 0}
 for i, account in ipairs(accounts) do
-  take(account, account.limits, units)
+  take(account, account.limits, units, texts)
   redis.call('ZADD', account.leases, now + lease_ms, lease)
   redis.call('PEXPIRE', account.leases, lease_ms + SPARE_MS)
   answer[2 + i] = account.newest[1]

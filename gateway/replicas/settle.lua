@@ -7,16 +7,18 @@
 
 local lease, lease_ms, more, requests_back = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 
+local units, texts = {requests_back, -more, -more}, {'-1', ARGV[3], ARGV[3]}
+
 local function give_back(counts, limits, part)
-  local kept, units, changes = redis.call('GET', counts) or '', {requests_back, -more, -more}, {}
-  local at = number_at(kept, AT)
+  local kept, changes = redis.call('GET', counts) or '', {}
+  local at = #kept >= 8 and struct.unpack('>i8', kept) or 0
   for kind = 1, 3 do
     local reserved = math.floor(part / WIDTHS[kind])
     local passed = math.floor(at / WIDTHS[kind]) - reserved
     if limits[kind] > 0 and units[kind] > 0 and passed >= 0 and passed < PARTS then
-      local back = -math.min(units[kind], number_at(kept, place_of(kind, reserved)))
-      change(changes, 'INCRBY', SUMS + kind, back)
-      change(changes, 'INCRBY', place_of(kind, reserved), back)
+      local there = held(kept, kind, reserved)
+      local back = there < units[kind] and -there or texts[kind]
+      change(changes, 'INCRBY', kind, reserved, back, back)
     end
   end
   if #changes > 0 then
@@ -34,9 +36,9 @@ for i = 1, #KEYS / 2 do
   end
   local known = redis.call('ZREM', leases, lease) == 1
   if more > 0 then
-    take(counted(counts), limits, {0, more, more})
+    take(counted(counts), limits, {0, more, more}, texts)
   end
-  if known then
+  if known and (more < 0 or requests_back > 0) then
     give_back(counts, limits, part)
   end
 end
