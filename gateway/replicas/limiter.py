@@ -52,9 +52,9 @@ logger = logging.getLogger("upshift")
 class Lease:
     """One request that is let in. Whoever got it calls `settle` when the request is over, however it ended.
 
-    `accounts` are those that pay for it, `keys` theirs at Redis, `figures` their limits as the scripts are told of them,
-    `parts` where in each one's windows it is counted (0 where nobody has told us); `limits` are those of the key. Without
-    `limiter` nobody counts it."""
+    `accounts` are those that pay for it, `keys` theirs at Redis, `figures` their limits as the scripts are told of
+    them, `parts` where in each one's windows it is counted (0 where nobody has told us); `limits` are those of the
+    key. Without `limiter` nobody counts it."""
 
     __slots__ = ("_limiter", "accounts", "estimate", "figures", "id", "keys", "limits", "lines", "parts")
 

@@ -1,4 +1,5 @@
-"""Forks workers that all want one key's requests, and prints what each got. Run by test_ratelimit_store.py.
+"""Forks workers that all want one key's requests while its windows pass, and prints what each got. Run by
+test_ratelimit_store.py.
 
 A process of its own, because forking belongs into a process without threads.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 
 from gateway.errors import RateLimited
 from gateway.limits import Limits
@@ -15,53 +17,71 @@ from gateway.ratelimit import RateLimiter
 from gateway.ratelimit_store import DAY, REQUESTS, LimitStore
 from tests.gateway.metering import Meter
 
+# The clock goes so much faster than ours.
+SPEED = 60
+# By that clock: two windows begin, and have time to be used up.
+SECONDS = 118
 
-def hammer(limiter: RateLimiter, meter: Meter, tries: int) -> dict[str, int]:
-    """Reserves, and settles every second one for half its tokens. The clock stands still: nothing leaves."""
-    counts = {"admitted": 0, "kept": 0, "running": 0}
-    for number in range(tries):
+
+class FastClock:
+    """Remembers what it said last."""
+
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def __call__(self) -> int:
+        self.now_ns = time.monotonic_ns() * SPEED
+        return self.now_ns
+
+
+def hammer(limiter: RateLimiter, clock: FastClock, meter: Meter) -> list[tuple[int, int]]:
+    """Reserves ten tokens at a time, and settles every second one for half of them. Gives what was admitted: when, by
+    the limiter's clock, and how many tokens it kept."""
+    admitted = []
+    end_ns = clock() + SECONDS * 10**9
+    while clock.now_ns < end_ns:
         try:
             reservation = limiter.reserve(meter.principal, 10)
         except RateLimited:
             continue
-        counts["admitted"] += 1
-        if number % 2:
-            reservation.settle(5)
-            counts["kept"] += 5
-        else:
-            counts["kept"] += 10
-            counts["running"] += 1
-    return counts
+        admitted.append((clock.now_ns, 10 if len(admitted) % 2 else 5))
+        reservation.settle(admitted[-1][1])
+    return admitted
 
 
-def main(workers: int, limit: int, tries: int) -> None:
+def main(workers: int, requests: int, tokens: int) -> None:
     """One line of JSON per worker, then one with what is counted of requests and tokens."""
     store = LimitStore(8, workers)
-    meter = Meter(Limits(requests_per_minute=limit, tokens_per_minute=10 * limit, concurrent=10 * limit), store)
-    read_end, write_end = os.pipe()
+    meter = Meter(Limits(requests_per_minute=requests, tokens_per_minute=tokens, concurrent=workers), store)
     gate_read, gate_write = os.pipe()
-    children = []
+    children, pipes = [], []
     for worker in range(workers):
+        read_end, write_end = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(gate_write)
             os.read(gate_read, 1)
-            counts = hammer(RateLimiter(store, worker, meter.clock), meter, tries)
-            os.write(write_end, (json.dumps(counts) + "\n").encode())
+            clock = FastClock()
+            admitted = hammer(RateLimiter(store, worker, clock), clock, meter)
+            with open(write_end, "w", encoding="utf-8") as results:
+                results.write(json.dumps(admitted))
             os._exit(0)
+        os.close(write_end)
         children.append(child)
-    os.close(write_end)
+        pipes.append(read_end)
     os.close(gate_write)
+    for pipe in pipes:
+        with open(pipe, encoding="utf-8") as results:
+            sys.stdout.write(results.read() + "\n")
     for child in children:
         assert os.waitpid(child, 0)[1] == 0
-    with open(read_end, encoding="utf-8") as results:
-        sys.stdout.write(results.read())
-    for worker in range(workers):
-        store.forget_worker(worker)
     base = store.base(meter.principal.slot)
     sums = list(store.words[base + REQUESTS : base + DAY])
-    _, requests, tokens, _ = store.rings(base, meter.principal.limits)
-    sys.stdout.write(json.dumps({"sums": sums, "parts": [sum(requests), sum(tokens)]}) + "\n")
+    _, requests_parts, tokens_parts, _ = store.rings(base, meter.principal.limits)
+    running = store.running(base)
+    sys.stdout.write(
+        json.dumps({"sums": sums, "parts": [sum(requests_parts), sum(tokens_parts)], "running": running}) + "\n"
+    )
 
 
 if __name__ == "__main__":

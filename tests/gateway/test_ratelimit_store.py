@@ -69,11 +69,24 @@ def test_one_worker_has_no_lock() -> None:
     store.close()
 
 
-def test_four_processes_admit_exactly_the_limit() -> None:
-    *workers, last = map(json.loads, python("-m", "tests.gateway.hammering", "4", "1000", "1000").stdout.splitlines())
+@pytest.mark.parametrize(("requests", "tokens"), [(1000, 10_000), (2000, 7000)], ids=["requests", "tokens"])
+def test_four_processes_pass_no_limit_in_any_window_and_use_it_up(requests: int, tokens: int) -> None:
+    output = python("-m", "tests.gateway.hammering", "4", str(requests), str(tokens)).stdout
+    *workers, last = map(json.loads, output.splitlines())
     assert len(workers) == 4
-    assert sum(worker["admitted"] for worker in workers) == 1000
-    assert last["sums"] == last["parts"] == [1000, sum(worker["kept"] for worker in workers)]
+    admitted = sorted((at_ns, kept) for worker in workers for at_ns, kept in worker)
+    first, inside = 0, 0
+    for number, (at_ns, kept) in enumerate(admitted, 1):
+        inside += kept
+        while admitted[first][0] < at_ns - 60 * 10**9:
+            inside -= admitted[first][1]
+            first += 1
+        assert number - first <= requests
+        assert inside <= tokens
+    used = len(admitted) / requests, sum(kept for _, kept in admitted) / tokens
+    assert max(used) >= 2 * 0.98
+    assert last["sums"] == last["parts"]
+    assert last["running"] == 0
 
 
 def test_workers_find_the_same_slots_for_keys_that_come_later() -> None:
