@@ -37,7 +37,7 @@ class FastClock:
 def hammer(limiter: RateLimiter, clock: FastClock, meter: Meter) -> list[tuple[int, int]]:
     """Reserves ten tokens at a time, and settles every second one for half of them. Gives what was admitted: when, by
     the limiter's clock, and how many tokens it kept."""
-    admitted = []
+    admitted: list[tuple[int, int]] = []
     end_ns = clock() + SECONDS * 10**9
     while clock.now_ns < end_ns:
         try:
