@@ -5,8 +5,8 @@
 Our GGUF engine and vLLM (on the CPU where there is no GPU) serve the demo model's weights behind one gateway.
 Closed-loop clients, 1 to 32 and back, each step as long as the others; the policy is changed by reloading the
 configuration, so that every policy meets the same two engines. Two of the "policies" are rules that use one engine
-alone. Takes about `rounds * policies * steps * seconds`, and a minute or three for vLLM's start. Neighbour:
-crossover_chart.py.
+alone. Takes about `rounds * policies * steps * seconds`, and a minute or three for vLLM's start. Neighbours:
+crossover_report.py, crossover_chart.py.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import asyncio
 import json
 import random
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,11 +31,11 @@ import httpx
 
 from tests.benchmarks.bench_engine_load import Client, Exchange, read_answer, request_bytes
 from tests.benchmarks.crossover_chart import chart
+from tests.benchmarks.crossover_report import ALONE, Pass, Step, median, report, summary, verdicts
 from tests.e2e.gateway import listening_url
 
 STEPS = (1, 2, 4, 8, 16, 32, 16, 8, 4, 2, 1)
 NEW_TOKENS = 48
-ALONE = ("gguf", "vllm")
 START_SECONDS = 600.0
 _WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state")
 
@@ -45,39 +44,15 @@ _WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life
 POLICIES: dict[str, dict[str, Any]] = {
     "gguf": {"rules": [{"when": {"model": "demo"}, "use": "gguf"}]},
     "vllm": {"rules": [{"when": {"model": "demo"}, "use": "vllm"}]},
-    "graduate": {"policy": "graduate", "graduate": {"to_vllm_at": 24, "back_to_gguf_at": 12, "dwell_seconds": 2.0}},
+    "graduate": {"policy": "graduate", "graduate": {"to_vllm_at": 24, "back_to_gguf_at": 12, "dwell_seconds": 1.0}},
     "fastest": {"policy": "fastest"},
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one step of one policy gave. `ttft_p95` in seconds, `vllm_share` of its requests; `failed` count for nothing
-    else."""
-
-    concurrency: int
-    requests: int
-    tokens_per_second: float
-    ttft_p95: float
-    vllm_share: float
-    failed: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """All steps under one policy. `moves` is how often the backend changed from one request to the next."""
-
-    policy: str
-    steps: tuple[Step, ...]
-    moves: int
-    tokens_per_second: float
-    ttft_p95: float
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=6.0, help="length of a step (default %(default)g)")
+    parser.add_argument("--seconds", type=float, default=12.0, help="length of a step (default %(default)g)")
     parser.add_argument("--policies", default=",".join(POLICIES), help="default: %(default)s")
     parser.add_argument("--svg", type=Path, help="write a chart of the medians")
     parser.add_argument("--json", type=Path, help="write every measurement")
@@ -95,6 +70,8 @@ def main() -> int:
         options.json.write_text(json.dumps([asdict(each) for each in passes], indent=1))
     found = {policy: median([each for each in passes if each.policy == policy]) for policy in policies}
     print(report(found))
+    print(f"\nWithout the first second of each step:\n\n{report(found, settled=True)}\n")
+    print("\n".join(verdicts(found)))
     if options.svg:
         options.svg.write_text(chart(STEPS, {name: each.steps for name, each in found.items()}))
     return 0
@@ -156,12 +133,12 @@ async def one_pass(policy: str, url: str, seconds: float, seed: int) -> Pass:
     for concurrency in STEPS:
         began = time.perf_counter()
         done = await closed_loop((host, int(port)), concurrency, began + seconds, chance)
-        steps.append(summary(concurrency, done, time.perf_counter() - began))
+        steps.append(summary(concurrency, done, NEW_TOKENS, began, time.perf_counter()))
         exchanges += done
     exchanges.sort(key=lambda exchange: exchange.sent_at)
     backends = [exchange.backend for exchange in exchanges if exchange.backend]
     moves = sum(a != b for a, b in pairwise(backends))
-    whole = summary(0, exchanges, exchanges[-1].ended_at - exchanges[0].sent_at)
+    whole = summary(0, exchanges, NEW_TOKENS, exchanges[0].sent_at, max(each.ended_at for each in exchanges))
     return Pass(policy, tuple(steps), moves, whole.tokens_per_second, whole.ttft_p95)
 
 
@@ -197,59 +174,6 @@ def question(chance: random.Random) -> dict[str, Any]:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-
-
-def summary(concurrency: int, done: Sequence[Exchange], seconds: float) -> Step:
-    answers = [read_answer(exchange, NEW_TOKENS) for exchange in done]
-    good = [answer for answer in answers if not answer.error]
-    backends = [exchange.backend for exchange in done]
-    ttft = sorted(answer.ttft_seconds for answer in good) or [0.0]
-    return Step(
-        concurrency,
-        len(good),
-        sum(answer.completion_tokens for answer in good) / seconds,
-        ttft[min(int(len(ttft) * 0.95), len(ttft) - 1)],
-        backends.count("vllm") / max(len(backends), 1),
-        len(answers) - len(good),
-    )
-
-
-def median(passes: Sequence[Pass]) -> Pass:
-    """Figure by figure."""
-    steps = []
-    for index, concurrency in enumerate(STEPS):
-        column = [each.steps[index] for each in passes]
-        steps.append(
-            Step(
-                concurrency,
-                int(statistics.median(step.requests for step in column)),
-                statistics.median(step.tokens_per_second for step in column),
-                statistics.median(step.ttft_p95 for step in column),
-                statistics.median(step.vllm_share for step in column),
-                sum(step.failed for step in column),
-            )
-        )
-    tokens = statistics.median(each.tokens_per_second for each in passes)
-    ttft = statistics.median(each.ttft_p95 for each in passes)
-    return Pass(passes[0].policy, tuple(steps), max(each.moves for each in passes), tokens, ttft)
-
-
-def report(found: Mapping[str, Pass]) -> str:
-    """A table: a row for each step, and the whole."""
-    names = list(found)
-    head = ["clients", *(f"{name}: tokens/s, p95 TTFT ms (vLLM %)" for name in names)]
-    rows = [head, ["---"] * len(head)]
-    for index, concurrency in enumerate(STEPS):
-        steps = [found[name].steps[index] for name in names]
-        rows.append([str(concurrency), *(_cell(step) for step in steps)])
-    rows.append(["all", *(f"{found[n].tokens_per_second:,.0f}, {found[n].ttft_p95 * 1000:,.0f}" for n in names)])
-    rows.append(["most moves", *(str(found[name].moves) for name in names)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _cell(step: Step) -> str:
-    failed = f", {step.failed} failed" if step.failed else ""
-    return f"{step.tokens_per_second:,.0f}, {step.ttft_p95 * 1000:,.0f} ({step.vllm_share:.0%}{failed})"
 
 
 def say(text: str) -> None:
