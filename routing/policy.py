@@ -132,17 +132,20 @@ def _graduate(choice: _Choice) -> Decision:
 def next_stage(settings: GraduateSettings, signals: Signals) -> Stage:
     """Where `graduate` stands when one more request has come. Up at once; down only when it has been quiet for the
     whole dwell time, for a batch that ends leaves a moment with nothing in flight."""
-    kind, since, busy_at = signals.stage[:3]
+    kind, since, busy_at, _, before, _ = signals.stage
     now = signals.now
     load = signals.outstanding + signals.waiting + 1
     if load > settings.back_to_gguf_at:
         busy_at = now
+    elif before > settings.back_to_gguf_at:
+        # Nobody asked while a long batch was computed. It was busy until that ended.
+        busy_at = max([busy_at, *(upstream.pace.measured_at for upstream in signals.upstreams)])
     if now - since >= settings.dwell_seconds:
         if kind == GGUF and load >= settings.to_vllm_at:
-            return Stage(VLLM, now, now)
+            return Stage(VLLM, now, now, crowd=load)
         if kind == VLLM and now - busy_at >= settings.dwell_seconds and load <= settings.back_to_gguf_at:
-            return Stage(GGUF, now, busy_at)
-    return Stage(kind, since, busy_at)
+            return Stage(GGUF, now, busy_at, crowd=load)
+    return Stage(kind, since, busy_at, crowd=load)
 
 
 def _gguf_first(choice: _Choice) -> Decision:

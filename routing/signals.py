@@ -21,14 +21,16 @@ class Obstacle(StrEnum):
     OPEN = "open"
     STARTING = "starting"
     ASLEEP = "asleep"  # stopped for want of requests; one that would use it starts it
+    NO_ROOM = "no_room"  # not started: its memory is taken by other engines
     DOWN = "down"
     TRIED = "tried"
 
 
 class Stage(NamedTuple):
     """Where `graduate` stands, or `fastest` with engines on the same cores: the preferred kind, and since when. For
-    `graduate`, when the load was last above the threshold for going back. For `fastest`, the most requests at once in
-    this second, which began at `second`, and in the one before. Seconds of `time.perf_counter()`."""
+    `graduate`, when the load was last above the threshold for going back, and the load that the last request met
+    (`crowd`). For `fastest`, the most requests at once in this second, which began at `second`, and in the one before.
+    Seconds of `time.perf_counter()`."""
 
     kind: str
     since: float = -inf

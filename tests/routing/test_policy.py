@@ -125,7 +125,7 @@ def test_graduate_goes_back_only_after_a_quiet_dwell_time() -> None:
         return next_stage(graduate, moment(seen(outstanding=load - 1), seen(VLLM), now=now, stage=stage))
 
     stage = step(Stage(GGUF), 0, 4)
-    assert stage == Stage(VLLM, 0, 0)
+    assert stage == Stage(VLLM, 0, 0, crowd=4)
     stage = step(stage, 9, 32)
     stage = step(stage, 11, 1)
     assert stage.kind == VLLM, "a batch that ends leaves a moment of quiet"
@@ -136,6 +136,21 @@ def test_graduate_goes_back_only_after_a_quiet_dwell_time() -> None:
     assert stage.kind == GGUF
     assert step(stage, 31, 50).kind == GGUF, "not within the dwell time"
     assert step(stage, 32, 4).kind == VLLM
+
+
+def test_graduate_stays_where_long_batches_end_together() -> None:
+    """32 answers of 30 s each: when they have ended the next request finds an idle model, and it was busy just now."""
+    graduate = GraduateSettings(to_vllm_at=4, back_to_gguf_at=2, dwell_seconds=10)
+    stage = Stage(VLLM, 0, 0, crowd=4)
+    for wave in range(4):
+        began, ended = 30.0 * wave, 30.0 * wave + 29.9
+        for load in range(1, 33):
+            engines = seen(), seen(VLLM, load - 1, pace=lately(0.1, 30, now=began - 0.1))
+            stage = next_stage(graduate, moment(*engines, now=began, stage=stage))
+            assert stage.kind == VLLM
+    engines = seen(), seen(VLLM, pace=lately(0.1, 30, now=ended))
+    assert next_stage(graduate, moment(*engines, now=ended + 9, stage=stage)).kind == VLLM
+    assert next_stage(graduate, moment(*engines, now=ended + 10, stage=stage)).kind == GGUF, "quiet since the last"
 
 
 @given(
