@@ -63,6 +63,11 @@ class BorrowedEngine:
         return self._status.warning
 
     @property
+    def refused(self) -> bool:
+        """Whether it is FAILED because there is no room for it beside the other engines."""
+        return self._status.refused
+
+    @property
     def asleep(self) -> bool:
         """As EngineBackend's."""
         return self._status.asleep

@@ -83,6 +83,11 @@ class EngineBackend:
         return self._process.gave_up
 
     @property
+    def refused(self) -> bool:
+        """Whether it is FAILED because there is no room for it beside the other engines."""
+        return self._process.refused
+
+    @property
     def asleep(self) -> bool:
         """Whether it was stopped for want of requests, or is being started after that."""
         return self._process.asleep

@@ -58,7 +58,7 @@ class EngineStatus:
     `address` is as HttpClient takes it and fixed for the engine's life; `progress` is the loading of the model from 0.0
     to 1.0; `failure` says in one line why it is FAILED; `restarts` how often it had to be started again; `asleep` that
     it was stopped for want of requests, or is being started after that; `warning` what is known to be wrong with its
-    version.
+    version; `refused` that it is FAILED for want of memory beside the other engines.
     """
 
     address: str
@@ -68,6 +68,7 @@ class EngineStatus:
     restarts: int = 0
     asleep: bool = False
     warning: str = ""
+    refused: bool = False
 
 
 def going_to_sleep(status: EngineStatus) -> EngineStatus:

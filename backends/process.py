@@ -80,6 +80,7 @@ class EngineProcess:
         self._ending = False
         self.gave_up = False
         self.failure = self.warning = ""
+        self.refused = False
         # Of the running process:
         self.progress = 0.0
         self.pid: int | None = None
@@ -96,7 +97,7 @@ class EngineProcess:
     @property
     def status(self) -> EngineStatus:
         """What callers, here or in another process, have to know."""
-        told = self.progress, self.failure, self.restarts, self.asleep, self.warning
+        told = self.progress, self.failure, self.restarts, self.asleep, self.warning, self.refused
         return EngineStatus(self.address, self.state, *told)
 
     @property
@@ -210,6 +211,7 @@ class EngineProcess:
         self._to_wake.clear()
         exit_code = None
         why = await self.admitted()
+        self.refused = bool(why)
         if why:
             return self._fail(why, MAX_DELAY_SECONDS)
         try:

@@ -212,6 +212,8 @@ TABLE: dict[type[Exception], Row] = {
     routing.NotCapable: Row(400, _REQUEST, "invalid_request"),
     routing.Overloaded: Row(503, _SERVER, "overloaded", retry_after_seconds=1.0),
     routing.Unavailable: Row(503, _SERVER, "backend_unavailable", retry_after_seconds=5.0),
+    # An engine that was refused asks again after half a minute.
+    routing.NoRoom: Row(503, _SERVER, "no_room", retry_after_seconds=30.0),
     backend.BackendError: Row(502, _SERVER, "backend_error", "The model's engine failed."),
     backend.BackendUnavailable: Row(
         503, _SERVER, "backend_unavailable", "The model is not available now; GET /readyz tells why.", 5.0

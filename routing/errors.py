@@ -6,6 +6,7 @@ RoutingError
 ├── NotCapable         no upstream has what the request needs   (not retryable)
 ├── Overloaded         all upstreams are full, and so is the queue, or the wait is over
 └── Unavailable        no upstream is up
+    └── NoRoom         none can be started, for others have the memory
 
 An upstream's own failures pass through as backends/errors.py has them. The client's status code is not this package's
 business: gateway/errors.py holds the one table.
@@ -71,9 +72,17 @@ class Overloaded(RoutingError):
 class Unavailable(RoutingError):
     """Nothing that serves `model` is up. `retry_after_seconds` is when one is tried again, None where nobody knows."""
 
+    why = "The model {model!r} is not available now; GET /readyz tells why."
+
     def __init__(self, model: str, retry_after_seconds: float | None = None) -> None:
-        super().__init__(f"The model {model!r} is not available now; GET /readyz tells why.")
+        super().__init__(self.why.format(model=model))
         self.retry_after_seconds = retry_after_seconds
+
+
+class NoRoom(Unavailable):
+    """What could serve `model` cannot be loaded beside the engines that are. When one of those goes nobody knows."""
+
+    why = "There is no room in memory for the model {model!r} now; GET /readyz tells why."
 
 
 def _not_found(model: str, known: tuple[str, ...]) -> str:

@@ -23,6 +23,7 @@ _WHY_NOT = {
     Obstacle.OPEN: "it failed too often in a row; its breaker is open",
     Obstacle.STARTING: "it is starting",
     Obstacle.ASLEEP: "it was stopped for want of requests; the next one that would use it starts it",
+    Obstacle.NO_ROOM: "there is no room for its engine in memory; GET /readyz tells why",
     Obstacle.DOWN: "it is not up",
 }
 

@@ -16,7 +16,7 @@ from routing.admission import Admission, Place
 from routing.ask import Ask
 from routing.budget import RetryBudget
 from routing.demand import wake, wanted
-from routing.errors import NotCapable, Overloaded, RequestRejected, Unavailable
+from routing.errors import NoRoom, NotCapable, Overloaded, RequestRejected, Unavailable
 from routing.policy import CAPABILITY, FAILOVER, GGUF, INCAPABLE, ONLY, REJECTED, RULE, Decision, Plan, decide
 from routing.prediction import queue_seconds
 from routing.recall import Recalls
@@ -187,6 +187,8 @@ class Lane:
         alive = any(obstacle in _ALIVE for obstacle in obstacles.values())
         starting = [upstream for upstream, obstacle in obstacles.items() if obstacle in _COMING]
         if not alive and not starting:
+            if Obstacle.NO_ROOM in obstacles.values():
+                return NoRoom(self.pool.model)
             waits = [seconds for upstream in able if (seconds := upstream.breaker.free_in_seconds(now)) > 0]
             return Unavailable(self.pool.model, min(waits, default=None))
         if not over:

@@ -198,6 +198,8 @@ class Upstream:
         if state is not BackendState.READY:
             if state is not BackendState.STARTING and getattr(self.backend, "asleep", False):
                 return Obstacle.ASLEEP
+            if state is BackendState.FAILED and getattr(self.backend, "refused", False):
+                return Obstacle.NO_ROOM
             # An engine of ours that has failed is started again, unless it gave up.
             comes = state is BackendState.STARTING or (
                 state is BackendState.FAILED and not getattr(self.backend, "gave_up", True)

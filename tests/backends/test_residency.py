@@ -258,6 +258,7 @@ async def test_where_both_do_not_fit_the_second_is_refused_beside_one_that_stays
         await ask(loads, "POST", "/loaded")
         await until(asks, BackendState.FAILED)
         assert (first.state, second.gave_up, asks.pid) == (BackendState.READY, False, None)
+        assert (first.refused, second.refused, second.status.refused) == (False, True, True)
         assert second.failure.startswith("it needs 4.0 GiB, and 3.0 GiB is free beside first/gguf (4.0 GiB)")
 
 

@@ -56,6 +56,7 @@ def test_no_row_is_left_over() -> None:
         (gateway.ShuttingDown("bad"), 503, "shutting_down", {b"retry-after": b"1"}),
         (gateway.ClientGone("bad"), 499, "client_disconnected", {}),
         (routing.ModelNotFound("x", ("y",)), 404, "model_not_found", {}),
+        (routing.NoRoom("m"), 503, "no_room", {b"retry-after": b"30"}),
         (backend.BackendUnavailable("bad"), 503, "backend_unavailable", {b"retry-after": b"5"}),
         (backend.BackendLoading("bad"), 503, "model_loading", {b"retry-after": b"1", b"retry-after-ms": b"1000"}),
         (

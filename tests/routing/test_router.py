@@ -10,9 +10,10 @@ from backends.errors import BackendError, BackendOverloaded, BackendProtocolErro
 from backends.load import EngineLoad
 from config.routing import RoutingSettings
 from routing.catalog import CatalogEntry, ModelCatalog
-from routing.errors import ModelNotFound, NotCapable, RequestRejected
+from routing.errors import ModelNotFound, NoRoom, NotCapable, RequestRejected
 from routing.policy import Plan, plan_for
 from routing.router import Router
+from routing.signals import Obstacle
 from routing.ticket import Ticket
 from routing.upstream import Upstream, UpstreamPool
 from tests.fakes import FakeBackend, body_of, chat_body
@@ -208,6 +209,43 @@ async def test_what_an_engine_says_of_itself_is_corrected_by_what_it_was_sent_si
     upstream.in_flight = 5
     upstream.load = EngineLoad(2, 0, None, 0.0)
     assert upstream.look(0.0).outstanding == 5, "never less than our own"
+
+
+class Refused(FakeBackend):
+    """One that there is no room for, and that will be tried again."""
+
+    gave_up, refused = False, True
+
+
+async def test_a_model_there_is_no_room_for_is_refused_at_once_and_served_once_there_is() -> None:
+    backend = Refused("gguf", state=BackendState.FAILED)
+    router, upstream = _router(backend)
+    async with asyncio.timeout(10):  # a request may wait for 30 s
+        with pytest.raises(NoRoom, match="no room in memory for the model 'demo'"):
+            await router.dispatch(_request())
+    assert upstream.look(perf_counter()).obstacle is Obstacle.NO_ROOM
+    backend.state = BackendState.READY
+    (await router.dispatch(_request())).close()
+
+
+async def test_who_waits_hears_when_there_turns_out_to_be_no_room() -> None:
+    backend = Refused("gguf", state=BackendState.STARTING)
+    router, _ = _router(backend)
+    waiting = asyncio.create_task(router.dispatch(_request()))
+    await asyncio.sleep(0)
+    assert router.waiting_for("demo") == 1
+    backend.state = BackendState.FAILED
+    async with asyncio.timeout(10):
+        with pytest.raises(NoRoom):
+            await waiting
+
+
+async def test_another_kind_serves_a_model_whose_preferred_one_has_no_room() -> None:
+    pool = UpstreamPool("demo", (Upstream(Refused("vllm", state=BackendState.FAILED)), Upstream(FakeBackend("gguf"))))
+    plan = plan_for("demo", RoutingSettings(policy="vllm_first"))
+    routed = await Router(ModelCatalog([(CatalogEntry("demo"), pool)]), {"demo": plan}).dispatch(_request())
+    routed.close()
+    assert routed.reason == "failover"
 
 
 async def test_an_engine_that_was_started_again_is_asked_at_once() -> None:
