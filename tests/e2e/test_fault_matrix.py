@@ -1,7 +1,7 @@
 """What can go wrong with an upstream, each with what becomes of the client, the upstream and the counters.
 
 The gateway and its backends are real, so are the sockets; one upstream misbehaves (rogue.py), the other one is well.
-Names in DNS that flap: test_dns_flap.py, and test_fleet.py for those behind `discover`.
+A network that drops everything: test_partition.py. Names in DNS that flap: test_dns_flap.py, and test_fleet.py for those behind `discover`.
 """
 
 from __future__ import annotations
@@ -272,7 +272,7 @@ async def test_a_server_that_restarts_under_load_costs_no_request_and_is_taken_b
         await assert_nothing_is_left(gateway)
 
 
-async def test_behind_a_partition_calls_end_in_time_and_new_ones_are_served_elsewhere() -> None:
+async def test_calls_of_a_server_gone_silent_end_in_time_and_new_ones_are_served_elsewhere() -> None:
     """The server accepts connections and says nothing, to anybody."""
     async with Replica("m") as mute, Replica("m") as well:
         breaker = {"failures": 2, "open_seconds": 600, "max_open_seconds": 600}
