@@ -41,8 +41,9 @@ def _ollama(body: bytes) -> Release | None:
 
 def _llama_server(body: bytes) -> Release | None:
     build = _document(body).get("build_info")
-    # "b8929-bd4bd3c"; a build from no repository is "b0-unknown".
-    return _release("llama.cpp", build) if isinstance(build, str) and not build.startswith("b0-") else None
+    # "b8929-bd4bd3c" counts the commits of its repository: none has "b0-unknown", the last one alone "b1-bd4bd3c".
+    counted = isinstance(build, str) and not build.startswith(("b0-", "b1-"))
+    return _release("llama.cpp", build) if counted else None
 
 
 VLLM_RELEASE = Asked("/version", _vllm)

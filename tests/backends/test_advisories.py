@@ -88,6 +88,7 @@ def test_warning_is_one_line_with_the_worst_first() -> None:
         (OLLAMA_RELEASE, 200, b"", "None"),
         (LLAMA_SERVER_RELEASE, 200, b'{"total_slots": 4, "build_info": "b8929-bd4bd3c"}', "llama.cpp b8929-bd4bd3c"),
         (LLAMA_SERVER_RELEASE, 200, b'{"total_slots": 4, "build_info": "b0-unknown"}', "None"),
+        (LLAMA_SERVER_RELEASE, 200, b'{"total_slots": 4, "build_info": "b1-0c1e570"}', "None"),
         (LLAMA_SERVER_RELEASE, 200, b'{"total_slots": 4}', "None"),
     ],
 )
