@@ -1,7 +1,8 @@
 """What can go wrong with an upstream, each with what becomes of the client, the upstream and the counters.
 
 The gateway and its backends are real, so are the sockets; one upstream misbehaves (rogue.py), the other one is well.
-A network that drops everything: test_partition.py. Names in DNS that flap: test_dns_flap.py, and test_fleet.py for those behind `discover`.
+A network that drops everything: test_partition.py. Names in DNS that flap: test_dns_flap.py, and test_fleet.py for
+those behind `discover`.
 """
 
 from __future__ import annotations
