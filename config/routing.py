@@ -179,8 +179,8 @@ class RoutingSettings(Tree):
 
     policy: Policy | None = None
     """`graduate`: GGUF while it is quiet, vLLM when it is busy. `gguf_first`, `vllm_first`: that one while it can take
-    more. `fastest`: the shortest predicted time to the first token. `least_load`: the least busy one of both kinds.
-    Unset: `graduate` in profile `auto`, `vllm_first` in `prod`, `gguf_first` in `dev`."""
+    more. `fastest`: the one that has the first line of an answer soonest. `least_load`: the least busy one of both
+    kinds. Unset: `graduate` in profile `auto`, `vllm_first` in `prod`, `gguf_first` in `dev`."""
 
     replicas: ReplicaPolicy = "least_load"
     """Which of several vLLM servers: the least busy one, the less busy of two chosen by chance, the one that knows the

@@ -133,3 +133,26 @@ async def test_a_client_that_leaves_at_that_moment_is_gone() -> None:
     with pytest.raises(asyncio.CancelledError):
         await first
     assert both.in_flight == (0, 0)
+
+
+async def test_fastest_takes_along_what_has_not_begun_on_the_same_cores() -> None:
+    both = Both(policy="fastest")
+    gguf, vllm = both.upstreams
+    for upstream, at_four in ((gguf, 1.0), (vllm, 0.1)):
+        upstream.shares_cores = True
+        first = 0.01 if upstream is gguf else 0.1
+        upstream.pace = upstream.pace.with_answer(0.0, first, first, 0, 1).with_answer(0.0, at_four, at_four, 0, 4)
+    assert await finish(await both.ask(4)) == ["fastest"] * 4
+    assert (both.gguf.cancelled, len(both.vllm.requests), both.in_flight) == (3, 4, (0, 0))
+
+
+async def test_with_hardware_of_its_own_each_request_stays_where_it_is() -> None:
+    both = Both(policy="fastest")
+    gguf, vllm = both.upstreams
+    gguf.pace = gguf.pace.with_answer(0.0, 0.01, 0.01, 0, 1)
+    vllm.pace = vllm.pace.with_answer(0.0, 0.015, 0.015, 0, 1)
+    tasks = await both.ask(3)
+    assert both.in_flight == (2, 1)
+    both.open.set()
+    await finish(tasks)
+    assert both.gguf.cancelled == 0
