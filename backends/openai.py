@@ -77,7 +77,8 @@ class OpenAIBackend:
                     refusal = await response.read(MAX_ERROR_BODY_BYTES)
                     raise _error(response.status, fields.get(b"retry-after", b""), refusal)
                 content_type = fields.get(b"content-type", b"")
-                _check(content_type, fields.get(b"content-encoding"))
+                if content_type not in _USUAL_TYPES or b"content-encoding" in fields:
+                    _check(content_type, fields.get(b"content-encoding"))
             except BaseException:
                 response.close()
                 raise
@@ -102,7 +103,7 @@ def _end_to_end(headers: Sequence[Header]) -> list[Header]:
 
 def _check(content_type: bytes, content_encoding: bytes | None) -> None:
     """Raises BackendProtocolError for anything but plain JSON or events."""
-    if content_type not in _USUAL_TYPES and content_type.partition(b";")[0].strip().lower() not in _TYPES:
+    if content_type.partition(b";")[0].strip().lower() not in _TYPES:
         raise BackendProtocolError(f"It answered with {content_type.decode('ascii', 'replace') or 'no content type'}.")
     # Nothing was said about accepting any.
     if content_encoding and content_encoding.lower() != b"identity":

@@ -20,11 +20,8 @@ _MAX_ATTEMPTS = 4
 _KEY = b'"usage"'
 # Inside a JSON string the quotes would be escaped, so this is a key wherever it is found.
 _OBJECT = re.compile(rb'"usage"[ \t\r\n]*:[ \t\r\n]*(?=\{)')
-# The same with its object, as engines nearly always write it, in any order: read without decoding it.
-_USUAL = re.compile(
-    rb'"usage": ?\{(?:"(?:prompt_tokens": ?(\d{1,15})|completion_tokens": ?(\d{1,15})|total_tokens": ?\d{1,15}'
-    rb'|prompt_tokens_details": ?(?:null|\{"cached_tokens": ?(\d{1,15})\}))(?:, ?|(?=\})))+\}'
-)
+# The same as engines nearly always write it.
+_USUAL, _SPACED = b'"usage":{', b'"usage": {'
 _BEGUN = re.compile(rb'"(?:u|us|usa|usag|usage|usage"[ \t\r\n]*|usage"[ \t\r\n]*:[ \t\r\n]*)?\Z')
 _BEGUN_BYTES = 32
 # What json.loads calls after it has looked for white space.
@@ -113,13 +110,17 @@ def _backwards(data: bytes, end: int) -> Iterator[int]:
 
 def _usual(data: bytes, start: int) -> Usage | None:
     """The usage object at `start` where it is written as engines nearly always do."""
-    found = _USUAL.match(data, start)
-    if found is None:
+    if data.startswith(_USUAL, start):
+        start += len(_USUAL) - 1
+    elif data.startswith(_SPACED, start):
+        start += len(_SPACED) - 1
+    else:
         return None
-    prompt, completion, cached = found.groups()
-    if prompt is None and completion is None:
+    try:
+        value, _ = _scan(data[start : start + MAX_OBJECT_BYTES].decode(), 0)
+    except (ValueError, RecursionError, StopIteration):
         return None
-    return Usage(int(prompt or 0), int(completion or 0), int(cached or 0))
+    return _usage(value)
 
 
 def _usage(value: dict[str, Any]) -> Usage | None:

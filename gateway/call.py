@@ -86,7 +86,8 @@ class Call:
     def body_complete(self) -> None:
         """The body has arrived whole."""
         self.more_body = False
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
     def disconnect(self) -> None:
         """The client is gone, or nothing more can be understood of what it sends."""
@@ -219,7 +220,8 @@ class Call:
             self._connection.transport.write(b"0\r\n\r\n")
         else:
             self.write(last)
-            self.flush()
+            if self._head:
+                self.flush()
             if self._announced:
                 raise BackendProtocolError("The answer is shorter than its Content-Length.")
         if not self._settled:

@@ -6,6 +6,7 @@ Neighbours: listener.py (puts it before the real one), backends/outbox.py (what 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from backends.outbox import outbox_of
@@ -14,16 +15,15 @@ from backends.outbox import outbox_of
 class Outgoing(asyncio.Transport):
     """`transport`, with writes through the outbox of `loop`; whatever else ends the writing comes after them."""
 
-    __slots__ = ("_outbox", "_transport", "is_closing")
+    __slots__ = ("_outbox", "_transport", "is_closing", "write")
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._outbox = outbox_of(loop)
-        self.is_closing = transport.is_closing  # type: ignore[method-assign]  # asked for each answer
-
-    def write(self, data: Any) -> None:
-        """Soon; in the order of the calls."""
-        self._outbox.write(self._transport, data)
+        # The two that are called for each answer: without a call of ours in between. What is written leaves soon, in
+        # the order of the calls.
+        self.is_closing = transport.is_closing  # type: ignore[method-assign]
+        self.write = partial(self._outbox.write, transport)  # type: ignore[method-assign]
 
     def get_write_buffer_size(self) -> int:
         """In bytes, nothing left out."""

@@ -110,7 +110,8 @@ class _Exchange:
         record.stage = "waiting"
         record.stream = request.stream
         record.model = model = router.catalog.resolve(request.model).model
-        check_model(principal, model)
+        if principal.models is not None:
+            check_model(principal, model)
         cap, default = request.max_output_tokens, DEFAULT_OUTPUT_TOKENS
         if cap is None and (most := door.limiter.most_tokens(principal, model)) is not None:
             request, default = intake.capped(request, most - estimate_tokens(record.bytes_in, 0, 1, 0), default)

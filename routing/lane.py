@@ -119,7 +119,9 @@ class Lane:
 
     def quick(self) -> Upstream | None:
         """The one upstream, counted, where there is nothing to decide and nobody waits: what nearly every model has."""
-        upstreams = self._members()
+        upstreams = self.pool.upstreams
+        if upstreams is not self._known:
+            self._members()
         if len(upstreams) != 1 or self.plan.rules or self.admission.queue.places:
             return None
         upstream = upstreams[0]
