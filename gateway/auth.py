@@ -24,6 +24,7 @@ from gateway.keysfile import KeyEntry, KeysFile, Surface, expiry
 from gateway.keystore import store_of
 from gateway.limits import Limits, resolve
 from gateway.middleware import is_loopback
+from gateway.slot import Slot
 
 # Stands where the SHA-256 of a key would: no text has this hash.
 ANONYMOUS = bytes(32)
@@ -41,7 +42,7 @@ class Principal:
     tier: str | None
     models: frozenset[str] | None
     limits: Limits
-    slot: int
+    slot: Slot
     expires_at: float | None = None
     whose: ClassVar[str] = "This API key"
     digest: bytes = field(default=ANONYMOUS, repr=False)
@@ -63,7 +64,7 @@ def keys_of(settings: Settings) -> KeysFile | None:
     return (store.load() if store is not None else None) or KeysFile()
 
 
-def principals(settings: Settings, keys: KeysFile | None, slot_of: Callable[[bytes], int]) -> dict[bytes, Principal]:
+def principals(settings: Settings, keys: KeysFile | None, slot_of: Callable[[bytes], Slot]) -> dict[bytes, Principal]:
     """Everybody who may come in, by the SHA-256 of their key; without `keys` the one entry ANONYMOUS.
 
     `slot_of` is LimitStore.slot_of, which may raise StoreFull. Raises ConfigError for a tier that the settings do not
@@ -95,7 +96,7 @@ def check_tiers(settings: Settings, keys: KeysFile) -> None:
         raise ConfigError(source or "keys", tuple(problems))
 
 
-def _principal(settings: Settings, entry: KeyEntry, names: Mapping[str, str], digest: bytes, slot: int) -> Principal:
+def _principal(settings: Settings, entry: KeyEntry, names: Mapping[str, str], digest: bytes, slot: Slot) -> Principal:
     tier = LimitSettings() if entry.tier is None else settings.limits.tiers[entry.tier]
     models = None if entry.models is None else frozenset(names.get(model, model) for model in entry.models)
     limits = resolve(entry.limits, tier, settings.limits.default)

@@ -82,7 +82,7 @@ class Gateway:
         self._counting: asyncio.Task[None] | None = None
         self.access_log = access_log
         self._guesses = Guesses()
-        self.authenticator = Authenticator(self._principals(settings), certificates=_client_keys(settings))
+        self.authenticator = Authenticator(self._kept(self._principals(settings)), certificates=_client_keys(settings))
         self.served = assemble(settings, make_backends)
         self.readiness = health.Readiness(self.served.upstreams)
         self.registry = registry_for(
@@ -150,6 +150,7 @@ class Gateway:
         self.authenticator.replace(principals)
         self.router.adopt(served.catalog, plans)
         before_auth, self.settings = self.settings.auth, settings
+        self._kept(principals)
         self.served, self.guard, self.entrance, self.relay = served, guard, entrance, relay
         self.readiness.upstreams = tuple(served.upstreams)
         self._name_series()
@@ -220,7 +221,14 @@ class Gateway:
             self._asking.add_done_callback(report_end)
 
     def _use_keys(self, keys: KeysFile) -> None:
-        self.authenticator.replace(principals(self.settings, keys, self._limits.slot_of))
+        self.authenticator.replace(self._kept(principals(self.settings, keys, self._limits.slot_of)))
+
+    def _kept(self, principals: dict[bytes, Principal]) -> dict[bytes, Principal]:
+        """`principals`; they and the accounts that are configured keep their counters, whoever else needs room."""
+        accounts = [each for some in shared_accounts(self.settings, self._limits.slot_of).values() for each in some]
+        slots = [principal.slot for principal in principals.values()]
+        self._limits.keep(self._worker, slots + [account.slot for account in accounts])
+        return principals
 
     def _principals(self, settings: Settings) -> dict[bytes, Principal]:
         return principals(settings, keys_of(settings), self._limits.slot_of)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 
 from config.limits import LimitSettings
 from config.schema import Settings
+from gateway.slot import Slot
 
 # More than can ever be counted, and small enough that adding a request to it stays below 2^63.
 UNLIMITED = 2**62
@@ -57,7 +58,7 @@ class Account:
 
     whose: str
     limits: Limits
-    slot: int
+    slot: Slot
     digest: bytes
 
 
@@ -77,7 +78,7 @@ def resolve(*layers: LimitSettings) -> Limits:
     return Limits(**found)
 
 
-def shared_accounts(settings: Settings, slot_of: Callable[[bytes], int]) -> dict[str, tuple[Account, ...]]:
+def shared_accounts(settings: Settings, slot_of: Callable[[bytes], Slot]) -> dict[str, tuple[Account, ...]]:
     """By model, the accounts beside the key's own that pay for its requests; models without any are left out.
 
     `slot_of` is LimitStore.slot_of. Its digests are of texts that no API key can be: a header holds no NUL.

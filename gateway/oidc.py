@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from config.auth import AuthSettings
 from config.errors import ConfigError, Problem
 from config.schema import Settings
+from gateway.slot import Slot
 
 if TYPE_CHECKING:
     from gateway.issuer import Issuer
 
 
-def issuer_of(settings: Settings, slot_of: Callable[[bytes], int], before: Issuer | None = None) -> Issuer | None:
+def issuer_of(settings: Settings, slot_of: Callable[[bytes], Slot], before: Issuer | None = None) -> Issuer | None:
     """The issuer that the settings name, if any, with the keys that the one `before` has, if it is the same. `slot_of`
     is LimitStore.slot_of. Raises ConfigError where PyJWT is not installed."""
     if not isinstance(settings.auth, AuthSettings) or settings.auth.jwt is None:

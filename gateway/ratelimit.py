@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from struct import Struct
 
 from gateway.auth import Principal
+from gateway.errors import LimitsUnavailable
 from gateway.limits import Account, Limits
-from gateway.ratelimit_store import AT, DAY, HEAD_WORDS, OWN, REQUESTS, TOKENS, WORD_BYTES, LimitStore
+from gateway.ratelimit_store import AT, DAY, OWN, REQUESTS, TAG, TOKENS, WORD_BYTES, LimitStore, StoreFull
+from gateway.slot import Slot
 from gateway.windows import (
     DAY_PART,
     MAX_TOKENS,
@@ -30,10 +32,14 @@ from gateway.windows import (
 
 Payer = Principal | Account
 
-# AT, REQUESTS, TOKENS and DAY, read in one piece.
-_HEAD = Struct("4q")
+# TAG, AT, REQUESTS, TOKENS and DAY, read in one piece.
+_HEAD = Struct("5q")
 
 BYTES_PER_TOKEN = 4
+
+
+class _Moved(Exception):
+    """Another key has the slot."""
 
 
 def estimate_tokens(body_bytes: int, output_cap: int | None, n: int, default_output_tokens: int) -> int:
@@ -95,7 +101,6 @@ class RateLimiter:
         self._store = store
         self._words = store.words
         self._memory = store.memory
-        self._record_words = store.record_words
         self._requests_ring, self._tokens_ring, self._day_ring = store.requests_ring, store.tokens_ring, store.day_ring
         self._clock_ns = clock_ns
         self._beside = {} if shared is None else shared
@@ -116,7 +121,8 @@ class RateLimiter:
     def reserve(self, principal: Principal, estimated_tokens: int, model: str = "") -> Reservation:
         """Takes one request, the estimated tokens and one of the concurrent places, or nothing at all.
 
-        Raises RateLimited and TooManyTokens. A request larger than a whole limit is admitted when nothing is counted.
+        Raises RateLimited, TooManyTokens and, where there is no room for one key more, LimitsUnavailable. A request
+        larger than a whole limit is admitted when nothing is counted.
         """
         limits = principal.limits
         if limits.max_tokens_per_request is not None:
@@ -128,10 +134,10 @@ class RateLimiter:
             return Reservation(self, (), estimate)
         slot = principal.slot
         if self._shared:
-            self._store.lock(slot)
+            self._store.lock(slot.number)
         try:
-            base, now_ns = HEAD_WORDS + slot * self._record_words, self._clock_ns()
-            part, counted = self._take(base, limits, estimate, now_ns // PART_NS)
+            now_ns = self._clock_ns()
+            part, counted = self._take(slot, limits, estimate, now_ns // PART_NS)
             if counted is None:
                 self._check_all((principal,), estimate, now_ns)
                 counted = self._take_all((principal,), estimate, part, now_ns)
@@ -144,10 +150,15 @@ class RateLimiter:
                 reset = duration((part + PARTS) * 1000 - now_ns // 1_000_000)
                 values = most_requests - counted[0], reset, left if left > 0 else 0, reset
                 lines = limits.header_template % values
+        except _Moved:
+            pass  # once its lock is let go
+        else:
+            return Reservation(self, (principal,), estimate, part, lines)
         finally:
             if self._shared:
-                self._store.unlock(slot)
-        return Reservation(self, (principal,), estimate, part, lines)
+                self._store.unlock(slot.number)
+        self._find((principal,))
+        return self.reserve(principal, estimated_tokens, model)
 
     def _reserve_all(self, principal: Principal, shared: tuple[Account, ...], estimate: int) -> Reservation:
         """The same for several accounts at once: all of them pay, or none."""
@@ -155,43 +166,63 @@ class RateLimiter:
             check_cap(account.whose, account.limits, estimate)
         everybody: list[Payer] = [principal, *shared]
         payers = [payer for payer in everybody if not payer.limits.counts_nothing]
+        self._find(payers)
         # Everybody locks in the same order, so that nobody waits in a circle.
-        slots = sorted(payer.slot for payer in payers)
-        for slot in slots:
-            self._store.lock(slot)
+        numbers = sorted(payer.slot.number for payer in payers)
+        for number in numbers:
+            self._store.lock(number)
         try:
+            if any(self._has_moved(payer.slot) for payer in payers):
+                raise _Moved
             now_ns = self._clock_ns()
-            part = max(now_ns // PART_NS, *(self._words[self._store.base(slot) + AT] for slot in slots))
+            part = max(now_ns // PART_NS, *(self._words[payer.slot.base + AT] for payer in payers))
             counted = self._take_all(payers, estimate, part, now_ns)
             lines = b"" if principal.limits.counts_nothing else self._lines(principal, counted, estimate, part, now_ns)
+        except _Moved:
+            pass  # once all locks are let go
+        else:
+            return Reservation(self, payers, estimate, part, lines)
         finally:
-            for slot in slots:
-                self._store.unlock(slot)
-        return Reservation(self, payers, estimate, part, lines)
+            for number in numbers:
+                self._store.unlock(number)
+        return self._reserve_all(principal, shared, estimate)
+
+    def _has_moved(self, slot: Slot) -> bool:
+        return self._words[slot.base + TAG] != slot.tag
+
+    def _find(self, payers: Sequence[Payer]) -> None:
+        """Moves the slots that were given to other keys meanwhile. Raises LimitsUnavailable."""
+        for payer in payers:
+            if self._has_moved(payer.slot):
+                try:
+                    self._store.find(payer.slot)
+                except StoreFull as error:
+                    raise LimitsUnavailable(f"The limits of this API key cannot be counted now: {error}.") from None
 
     def _take_all(self, payers: Sequence[Payer], estimate: int, part: int, now_ns: int) -> Counted:
         """Takes a request from all of `payers` or none, at `part`, before which none of them is. Returns what is
         counted of the first. Raises RateLimited for the one that keeps it out for longest."""
         taken: list[Counted] = []
         for payer in payers:
-            _, counted = self._take(self._store.base(payer.slot), payer.limits, estimate, part)
+            _, counted = self._take(payer.slot, payer.limits, estimate, part)
             if counted is None:
                 break
             taken.append(counted)
         else:
             return taken[0]
         for payer, _ in zip(payers, taken, strict=False):
-            base = self._store.base(payer.slot)
-            self._store.give_back(base, payer.limits, part, -estimate, -1)
-            self._words[base + self._running] -= 1
+            self._store.give_back(payer.slot.base, payer.limits, part, -estimate, -1)
+            self._words[payer.slot.base + self._running] -= 1
         self._check_all(payers, estimate, now_ns)
         return self._take_all(payers, estimate, part, now_ns)
 
-    def _take(self, base: int, limits: Limits, estimate: int, part: int) -> tuple[int, Counted | None]:
+    def _take(self, slot: Slot, limits: Limits, estimate: int, part: int) -> tuple[int, Counted | None]:
         """Takes a request from one account at `part`, or later if it is there already, or takes nothing and gives None.
-        Sums are written first, so that they are never below their parts."""
-        words = self._words
-        at, requests, tokens, day = _HEAD.unpack_from(self._memory, (base + AT) * WORD_BYTES)
+        Sums are written first, so that they are never below their parts. Raises _Moved."""
+        words, base = self._words, slot.base
+        tag, at, requests, tokens, day = _HEAD.unpack_from(self._memory, (base + TAG) * WORD_BYTES)
+        if tag != slot.tag:
+            raise _Moved
         if at != part:
             part, requests, tokens, day = self._store.advance(base, part)
         most_requests, most_tokens, most_day, most_running = limits.most
@@ -221,10 +252,10 @@ class RateLimiter:
         """Raises RateLimited for the account that keeps the request out for longest, by what is in the parts. Returns
         where only a sum was wrong, because a worker has died while it wrote; then it is right now."""
         store = self._store
-        found = [store.rings(store.base(payer.slot), payer.limits) for payer in payers]
+        found = [store.rings(payer.slot.base, payer.limits) for payer in payers]
         worst: tuple[Payer, str, int] | None = None
         for payer, rings in zip(payers, found, strict=True):
-            running = store.running(store.base(payer.slot))
+            running = store.running(payer.slot.base)
             obstacle = hindrance(payer.limits, rings, running, estimate, now_ns)
             if obstacle is not None and (worst is None or obstacle[1] > worst[2]):
                 worst = payer, *obstacle
@@ -237,7 +268,7 @@ class RateLimiter:
         """The key's x-ratelimit lines when it has just been admitted at `part`."""
         if not estimate:
             # Then the last tokens may be of an earlier part.
-            rings = self._store.rings(self._store.base(principal.slot), principal.limits)
+            rings = self._store.rings(principal.slot.base, principal.limits)
             return standing(principal.limits, rings, now_ns)
         minute_ns = tokens_ns = (part + PARTS) * PART_NS - now_ns
         if not principal.limits.counts_minute:
@@ -246,10 +277,11 @@ class RateLimiter:
 
     def settle(self, payer: Payer, part: int, more_tokens: int, served: bool) -> None:
         """What Reservation.settle does, once, for one account: `more_tokens` than were reserved at `part`."""
-        limits, base = payer.limits, HEAD_WORDS + payer.slot * self._record_words
+        limits, slot = payer.limits, payer.slot
+        base = slot.base
         if more_tokens or not served:
             if self._shared:
-                self._store.lock(payer.slot)
+                self._store.lock(slot.number)
             try:
                 if more_tokens > 0:
                     self._store.charge(base, limits, self._clock_ns() // PART_NS, more_tokens)
@@ -257,5 +289,5 @@ class RateLimiter:
                 self._store.give_back(base, limits, part, more_tokens, 0 if served else -1)
             finally:
                 if self._shared:
-                    self._store.unlock(payer.slot)
+                    self._store.unlock(slot.number)
         self._words[base + self._running] -= 1

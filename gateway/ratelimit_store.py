@@ -10,24 +10,27 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import time
+from collections.abc import Callable, Iterable
 from struct import Struct
 
 from gateway.limits import Limits
-from gateway.windows import DAY_PART, PARTS, Rings
+from gateway.slot import HEAD_WORDS, Slot
+from gateway.windows import DAY_PART, PART_NS, PARTS, Rings
 
 WORD_BYTES = 8
-# One word: how many slots are taken. The rest keeps records on cache lines of their own.
-HEAD_WORDS = 8
-# A record: the digest of the key; the newest part of a minute; what the parts hold together, of requests, tokens and a
-# day's tokens; a word for each worker, the requests it has running; and then the parts themselves, in three rings.
-DIGEST_WORDS, AT, REQUESTS, TOKENS, DAY, OWN = 4, 4, 5, 6, 7, 8
+DIGEST_BYTES = 32
+# A record: the digest of the key, whose last word is its tag; the newest part of a minute; what the parts hold
+# together, of requests, tokens and a day's tokens; a word for each worker, the requests it has running; another for
+# each, 1 where it keeps the slot; and then the parts themselves, in three rings.
+TAG, AT, REQUESTS, TOKENS, DAY, OWN = 3, 4, 5, 6, 7, 8
 
-# More keys than a file of 1 MiB can name, so that thousands can come and go before a restart.
+# More keys than a file of 1 MiB can name.
 DEFAULT_SLOTS = 16_384
 
 
 class StoreFull(Exception):
-    """More different keys than slots since the start. A restart forgets those that are gone."""
+    """All slots are of keys that are configured, have a request running or something counted."""
 
 
 class LimitStore:
@@ -36,24 +39,40 @@ class LimitStore:
     With one worker there is no lock. Locks are POSIX record locks, which the kernel drops when their holder dies, at
     whatever instruction. Every word is written in one piece, and in such an order that a sum is never below what its
     parts hold: a worker that is killed between two words lends its key nothing, and whoever would be refused because of
-    it is counted again (`rings`). A worker's own word is written by nobody else and needs no lock.
+    it is counted again (`rings`). A worker's own words are written by nobody else and need no lock.
+
+    A slot is a key's until all are taken and another key needs one; then one goes on to it of which nothing is counted
+    and nothing runs, and which no worker keeps.
     """
 
-    def __init__(self, slots: int = DEFAULT_SLOTS, workers: int = 1) -> None:
+    def __init__(
+        self, slots: int = DEFAULT_SLOTS, workers: int = 1, clock_ns: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        """`clock_ns` is that of the RateLimiters."""
         self.slots = slots
         self.workers = workers
+        self._clock_ns = clock_ns
         # Where in a record the rings are.
-        self.requests_ring = OWN + workers
+        self.requests_ring = OWN + 2 * workers
         self.tokens_ring = self.requests_ring + PARTS
         self.day_ring = self.tokens_ring + PARTS
         # Whole cache lines, so that two keys never share one. Only pages of keys that ask are ever there.
         self.record_words = (self.day_ring + PARTS + 7) // 8 * 8
-        self.memory = mmap.mmap(-1, (HEAD_WORDS + slots * self.record_words) * WORD_BYTES)
+        # Behind the records: which slots have been taken, the last `slots` times.
+        self._takes = self.base(slots)
+        self.memory = mmap.mmap(-1, (self._takes + slots) * WORD_BYTES)
         self.words = memoryview(self.memory).cast("q")
         self._ring = Struct(f"{PARTS}q")
         self._nothing = memoryview(bytes(PARTS * WORD_BYTES)).cast("q")
         self._locks = os.memfd_create("upshift-limits") if workers > 1 else None
-        self._known: dict[bytes, int] = {}
+        # What this process knows of who is where, after so many takes.
+        self._seen = 0
+        self._owners: dict[int, bytes] = {}
+        self._known: dict[bytes, Slot] = {}
+        self._kept: set[int] = set()
+        # Where it looks first for a slot to take again, and the second in which there was none.
+        self._hand = 0
+        self._full_at = -1
 
     def base(self, slot: int) -> int:
         """Where the slot's record begins in `words`."""
@@ -152,31 +171,85 @@ class LimitStore:
 
     # -- whose record is where ---------------------------------------------------------------------------------------
 
-    def slot_of(self, digest: bytes) -> int:
-        """The slot of a key by its SHA-256, the same in every worker, taken when first asked for. Raises StoreFull."""
+    def slot_of(self, digest: bytes) -> Slot:
+        """The slot of a key by its SHA-256, the same record in every worker, taken when first asked for, and again when
+        it was given to another key meanwhile. Raises StoreFull."""
         slot = self._known.get(digest)
-        if slot is not None:
-            return slot
+        if slot is None or self.words[slot.base + TAG] != slot.tag:
+            slot = slot or Slot(digest)
+            self.find(slot)
+        return slot
+
+    def find(self, slot: Slot) -> None:
+        """Moves `slot` to where its key's record is now. Not to be called with a lock held. Raises StoreFull."""
         self.lock(self.slots)
         try:
-            return self._find_or_take(digest)
+            self._catch_up()
+            known = self._known.get(slot.digest)
+            number = self._take(slot.digest) if known is None else known.number
         finally:
             self.unlock(self.slots)
+        slot.number, slot.base = number, self.base(number)
+        self._known[slot.digest] = slot
 
-    def _find_or_take(self, digest: bytes) -> int:
-        taken = self.words[0]
-        for slot in range(len(self._known), taken):
-            start = self.base(slot) * WORD_BYTES
-            self._known[self.memory[start : start + len(digest)]] = slot
-        if digest in self._known:
-            return self._known[digest]
-        if taken == self.slots:
-            raise StoreFull(f"more than {self.slots} different API keys since the start; restart the gateway")
-        start = self.base(taken) * WORD_BYTES
+    def _catch_up(self) -> None:
+        """Learns who took what since the last time."""
+        takes = self.words[0]
+        missed = range(self._seen, takes)
+        numbers = [self.words[self._takes + take % self.slots] for take in missed[-self.slots :]]
+        if len(missed) > self.slots:
+            numbers = list(range(self.slots))
+        for number in numbers:
+            before = self._known.get(self._owners.get(number, b""))
+            if before is not None and before.number == number:
+                del self._known[before.digest]
+            start = self.base(number) * WORD_BYTES
+            digest = self.memory[start : start + DIGEST_BYTES]
+            self._owners[number] = digest
+            self._known[digest] = slot = self._known.get(digest) or Slot(digest)
+            slot.number, slot.base = number, self.base(number)
+        self._seen = takes
+
+    def _take(self, digest: bytes) -> int:
+        """The number of a slot that nobody has had, or that nobody needs."""
+        takes = self.words[0]
+        number = takes
+        if takes < self.slots:
+            self.lock(number)
+        else:
+            number = self._unneeded()
+        start = self.base(number) * WORD_BYTES
         self.memory[start : start + len(digest)] = digest
-        self.words[0] = taken + 1
-        self._known[digest] = taken
-        return taken
+        self.unlock(number)
+        self.words[self._takes + takes % self.slots] = number
+        self.words[0] = takes + 1
+        self._catch_up()
+        return number
+
+    def _unneeded(self) -> int:
+        """One that was taken and is not needed any more, locked if found. Raises StoreFull."""
+        part = self._clock_ns() // PART_NS
+        for step in range(self.slots if part != self._full_at else 0):
+            number = (self._hand + step) % self.slots
+            self.lock(number)
+            if self._is_unneeded(self.base(number), part):
+                self._hand = number + 1
+                return number
+            self.unlock(number)
+        self._full_at = part
+        raise StoreFull(f"more than {self.slots} different API keys and subjects at the same time")
+
+    def _is_unneeded(self, base: int, part: int) -> bool:
+        if any(self.words[base + OWN : base + self.requests_ring]):
+            return False
+        return not any(self.advance(base, part)[1:])
+
+    def keep(self, worker: int, slots: Iterable[Slot]) -> None:
+        """From now on none but these is kept by `worker`: given to no other key, also when nothing is counted."""
+        kept = {slot.number for slot in slots}
+        for number in kept ^ self._kept:
+            self.words[self.base(number) + OWN + self.workers + worker] = int(number in kept)
+        self._kept = kept
 
     def lock(self, slot: int) -> None:
         """Keeps every other worker from the slot's record until `unlock`: microseconds, never across an await."""
@@ -189,10 +262,11 @@ class LimitStore:
             fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, slot)
 
     def forget_worker(self, worker: int) -> None:
-        """Ends what a dead worker had running, before its number is given to a new one. Needs no lock: the counters
-        were written by that worker alone."""
-        for slot in range(self.words[0]):
-            self.words[self.base(slot) + OWN + worker] = 0
+        """Ends what a dead worker had running and kept, before its number is given to a new one. Needs no lock: the
+        words were written by that worker alone."""
+        for slot in range(min(self.words[0], self.slots)):
+            own = self.base(slot) + OWN + worker
+            self.words[own] = self.words[own + self.workers] = 0
 
     def close(self) -> None:
         """Gives the memory back."""

@@ -23,6 +23,7 @@ from gateway.errors import InvalidKey, LimitsUnavailable, SignerUnknown
 from gateway.keysfile import Surface
 from gateway.limits import resolve
 from gateway.ratelimit_store import StoreFull
+from gateway.slot import Slot
 
 MAX_TOKEN_BYTES = 8192
 # The gateway's clock and the provider's may differ by so much.
@@ -46,7 +47,7 @@ class Tokens:
         self,
         settings: Settings,
         about: JwtSettings,
-        slot_of: Callable[[bytes], int],
+        slot_of: Callable[[bytes], Slot],
         now: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings

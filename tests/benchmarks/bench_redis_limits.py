@@ -24,11 +24,12 @@ from gateway.limits import Limits
 from gateway.ratelimit import RateLimiter
 from gateway.ratelimit_store import LimitStore
 from gateway.replicas.limiter import SharedLimiter
+from gateway.slot import Slot
 from tests.redis_server import running_redis
 
 # High enough that nothing is refused, so that every step is paid.
 LIMITS = Limits(10**9, 10**9, 10**6)
-KEY = Principal("a", None, None, LIMITS, 0, None, b"a" * 32)
+KEY = Principal("a", None, None, LIMITS, Slot(b"a" * 32), None, b"a" * 32)
 
 
 async def ask(limiter: SharedLimiter, requests: int, waits: list[float]) -> None:

@@ -17,6 +17,7 @@ from config.load import load
 from gateway.auth import keys_of, principals
 from gateway.cli import main
 from gateway.keys import hash_of, new_key
+from gateway.slot import Slot
 from tests.e2e.gateway import GatewayUnderTest, running_gateway
 from tests.e2e.witness import witnessing
 from tests.engine import PATIENCE_SECONDS, wait_for
@@ -128,7 +129,7 @@ def test_settings_show_no_secret(tmp_path: Path, capsys: pytest.CaptureFixture[s
     file.write_text(f"auth: {{keys_file: keys.yaml}}\nredis: {{url: 'redis://u:{REDIS}@a,redis://:{REDIS}@b:1/2'}}\n")
     settings = load(file).settings
     assert main(["config", "show", "--config", str(file)]) == 0
-    found = principals(settings, keys_of(settings), lambda _: 0)
+    found = principals(settings, keys_of(settings), Slot)
     shown = capsys.readouterr().out
     assert "redis://***@a,redis://***@b:1/2" in shown
     for text in (shown, repr(settings), repr(settings.redis.urls), repr(found)):

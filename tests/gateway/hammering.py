@@ -75,7 +75,7 @@ def main(workers: int, requests: int, tokens: int) -> None:
             sys.stdout.write(results.read() + "\n")
     for child in children:
         assert os.waitpid(child, 0)[1] == 0
-    base = store.base(meter.principal.slot)
+    base = meter.principal.slot.base
     sums = list(store.words[base + REQUESTS : base + DAY])
     _, requests_parts, tokens_parts, _ = store.rings(base, meter.principal.limits)
     running = store.running(base)

@@ -143,6 +143,6 @@ def test_record_brought_up_to_date_in_one_step_or_in_many_is_the_same(parts: lis
         stops.append(stops[-1] + passed)
     for before, after in pairwise(stops):
         assert before <= after
-        many.store.advance(many.store.base(many.principal.slot), after)
-    one.store.advance(one.store.base(one.principal.slot), stops[-1])
+        many.store.advance(many.principal.slot.base, after)
+    one.store.advance(one.principal.slot.base, stops[-1])
     assert one.store.words.tobytes() == many.store.words.tobytes()

@@ -55,7 +55,7 @@ def test_worker_that_dies_between_two_words_lends_nothing_and_nothing_is_lost_fo
         return meter, reservation
 
     def counted(meter: Meter) -> list[int]:
-        words, base = meter.store.words, meter.store.base(meter.principal.slot)
+        words, base = meter.store.words, meter.principal.slot.base
         meter.store.advance(base, meter.clock() // PART_NS)
         sums = list(words[base + REQUESTS : base + DAY + 1])
         parts = [sum(ring) for ring in meter.store.rings(base, limits)[1:]]
@@ -83,7 +83,7 @@ def test_worker_that_dies_between_two_words_lends_nothing_and_nothing_is_lost_fo
 def test_who_would_be_refused_by_a_sum_alone_is_counted_again() -> None:
     meter = Meter(Limits(10, 100, tokens_per_day=200))
     meter.reserve(7)
-    base = meter.store.base(meter.principal.slot)
+    base = meter.principal.slot.base
     for total, of in ((REQUESTS, 10), (TOKENS, 100), (DAY, 200)):
         # As a worker leaves it that died before it wrote the part.
         meter.store.words[base + total] = of

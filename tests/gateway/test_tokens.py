@@ -134,14 +134,14 @@ async def test_claims_are_rights_and_limits_are_counted_by_subject() -> None:
 
 
 async def test_subject_too_many_is_told_that_it_cannot_be_counted() -> None:
-    async with providing(RSA) as provider, serving(FakeBackend(), edge=edge(provider)) as gateway:
-        assert (await ask(gateway, RSA.sign(provider.claims()))).status_code == 200
+    async with providing(RSA) as provider, serving(FakeBackend(), edge=edge(provider, tier_claim="tier")) as gateway:
+        assert (await ask(gateway, RSA.sign(provider.claims(tier="gold")))).status_code == 200
         store: Any = gateway.app.gateway._limits
         store.slots = 2
-        assert (await ask(gateway, RSA.sign(provider.claims(sub="bob")))).status_code == 200
-        refused = await ask(gateway, RSA.sign(provider.claims(sub="eve")))
+        assert (await ask(gateway, RSA.sign(provider.claims(tier="gold", sub="bob")))).status_code == 200
+        refused = await ask(gateway, RSA.sign(provider.claims(tier="gold", sub="eve")))
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "limits_unavailable")
-        assert (await ask(gateway, RSA.sign(provider.claims(jti="2")))).status_code == 200
+        assert (await ask(gateway, RSA.sign(provider.claims(tier="gold", jti="2")))).status_code == 200
 
 
 async def test_token_signed_with_a_new_key_is_accepted_at_once_and_one_of_a_gone_key_no_more() -> None:

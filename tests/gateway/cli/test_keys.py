@@ -13,6 +13,7 @@ from gateway.auth import Authenticator, principals
 from gateway.cli import main
 from gateway.errors import InvalidKey
 from gateway.keysfile import load_keys, write_keys
+from gateway.slot import Slot
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def keys(*arguments: str, file: Path) -> int:
 
 
 def name_behind(key: str, file: Path) -> str:
-    door = Authenticator(principals(Settings(), load_keys(file), lambda _: 0))
+    door = Authenticator(principals(Settings(), load_keys(file), Slot))
     return door.principal({b"authorization": b"Bearer " + key.encode()}).name
 
 

@@ -14,14 +14,16 @@ from gateway.limits import Account, Limits
 from gateway.ratelimit import RateLimiter, Reservation
 from gateway.ratelimit_store import LimitStore
 from gateway.replicas.limiter import REDIS_CLOCK, Lease, SharedLimiter
+from gateway.slot import Slot
 
 PATIENT_MS = 1000
 # For scripts whose clock a test turns.
 CLOCK = b"{redis.call('GET', 'clock:s'), redis.call('GET', 'clock:us')}"
 
 
-def principal(limits: Limits, name: str = "a", slot: int = 0) -> Principal:
-    return Principal(name, None, None, limits, slot, None, hashlib.sha256(name.encode()).digest())
+def principal(limits: Limits, name: str = "a") -> Principal:
+    digest = hashlib.sha256(name.encode()).digest()
+    return Principal(name, None, None, limits, Slot(digest), None, digest)
 
 
 class Replica:

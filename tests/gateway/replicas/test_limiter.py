@@ -9,6 +9,7 @@ import pytest
 
 from gateway.errors import RateLimited, TooManyTokens
 from gateway.limits import Account, Limits
+from gateway.slot import Slot
 from tests.gateway.metering import fields, left
 from tests.gateway.replicas.sharing import CLOCK, Replica, principal, replica
 from tests.redis_server import RedisServer
@@ -96,7 +97,7 @@ async def test_settling_takes_or_gives_the_difference(
 
 
 async def test_refused_request_takes_nothing_from_any_account(redis: RedisServer) -> None:
-    model = Account("The model 'm'", Limits(requests_per_minute=2), 1, b"m" * 32)
+    model = Account("The model 'm'", Limits(requests_per_minute=2), Slot(b"m" * 32), b"m" * 32)
     async with replica(redis.url, Limits(requests_per_minute=100), shared=(model,)) as gateway:
         assert [left(await gateway.reserve(), "requests") for _ in range(2)] == [99, 98]
         for _ in range(3):
