@@ -1,7 +1,7 @@
 """The counters of all keys in memory that the worker processes share, with one lock per key that dies with its holder.
 
 Made before the workers are forked; never on disk, gone with the last process. Neighbours: windows.py (what the counts
-mean), ratelimit.py (takes and gives back), docs/decisions/016-strict-windows.md (why parts) and
+mean), ratelimit.py (takes and gives back), docs/decisions/017-strict-windows.md (why parts) and
 004-limits-in-shared-memory.md (why shared memory, and what the lock costs).
 """
 
