@@ -18,13 +18,13 @@ FEW = 3
 
 
 class Outbox:
-    """The writes of one `loop` that are still to be made. `exchanges` is how many are under way with engines, which
-    those who have them count."""
+    """The writes of one event loop that are still to be made. `exchanges` is how many are under way with engines,
+    which those who have them count."""
 
-    __slots__ = ("_loop", "_waiting", "exchanges")
+    # Not the loop: where it is looked up by its loop, neither would ever go.
+    __slots__ = ("_waiting", "exchanges")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self._waiting: dict[asyncio.WriteTransport, bytes] = {}
         self.exchanges = 0
 
@@ -38,7 +38,7 @@ class Outbox:
             if self.exchanges <= FEW:
                 transport.write(data)
                 return
-            self._loop.call_soon(self.flush)
+            asyncio.get_running_loop().call_soon(self.flush)
         waiting[transport] = data
         if len(data) > LARGE_BYTES:
             self.flush()
@@ -58,5 +58,5 @@ def outbox_of(loop: asyncio.AbstractEventLoop) -> Outbox:
     """The one of `loop`."""
     found = _outboxes.get(loop)
     if found is None:
-        found = _outboxes[loop] = Outbox(loop)
+        found = _outboxes[loop] = Outbox()
     return found

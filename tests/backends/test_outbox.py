@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
+from collections.abc import Callable
 from typing import cast
 
+import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,7 +35,7 @@ def transport(wire: Wire) -> asyncio.Transport:
 
 
 def busy() -> Outbox:
-    outbox = Outbox(asyncio.get_running_loop())
+    outbox = Outbox()
     outbox.exchanges = FEW + 1
     return outbox
 
@@ -111,3 +116,20 @@ async def test_there_is_one_for_each_loop() -> None:
         assert outbox_of(other) is not outbox_of(loop)
     finally:
         other.close()
+
+
+@pytest.mark.parametrize("make", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_it_goes_with_its_loop(make: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    loop = make()
+    gone = weakref.ref(loop)
+
+    async def use() -> None:
+        outbox = outbox_of(loop)
+        outbox.exchanges = FEW + 1
+        outbox.write(transport(Wire()), b"a")
+
+    loop.run_until_complete(use())
+    loop.close()
+    del loop
+    gc.collect()
+    assert gone() is None
