@@ -124,7 +124,7 @@ def test_it_goes_with_its_loop(make: Callable[[], asyncio.AbstractEventLoop]) ->
     gone = weakref.ref(loop)
 
     async def use() -> None:
-        outbox = outbox_of(loop)
+        outbox = outbox_of(asyncio.get_running_loop())
         outbox.exchanges = FEW + 1
         outbox.write(transport(Wire()), b"a")
 
