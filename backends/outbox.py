@@ -8,7 +8,10 @@ Neighbours: http_connection.py (requests to engines), the gateway's outgoing.py 
 from __future__ import annotations
 
 import asyncio
+import logging
 from weakref import WeakKeyDictionary
+
+logger = logging.getLogger(__name__)
 
 # More than this is not kept for the end of the turn, nor copied together: large pieces pay for their own write, and
 # their writer should learn at once when nobody reads.
@@ -44,11 +47,17 @@ class Outbox:
             self.flush()
 
     def flush(self) -> None:
-        """Makes all of them now. What was for a transport that has been closed meanwhile is lost."""
+        """Makes all of them now. What was for a transport that has been closed meanwhile is lost; one that refuses to
+        write is aborted, and harms nobody else."""
         waiting, self._waiting = self._waiting, {}
         for transport, data in waiting.items():
-            if not transport.is_closing():
+            if transport.is_closing():
+                continue
+            try:
                 transport.write(data)
+            except Exception:
+                logger.exception("a connection that could not be written to is closed")
+                transport.abort()
 
 
 _outboxes: WeakKeyDictionary[asyncio.AbstractEventLoop, Outbox] = WeakKeyDictionary()

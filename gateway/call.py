@@ -111,7 +111,7 @@ class Call:
 
     async def whole_body(self, max_bytes: int) -> None:
         """Returns when the body is complete, longer than `max_bytes` (whatever Content-Length said) or cut off."""
-        if not self._size and _expects_continue(self.headers):
+        if not self._size and not self.disconnected and _expects_continue(self.headers):
             self._connection.transport.write(_CONTINUE)
         self._limit = max_bytes
         while self.more_body and self._size <= max_bytes and not self.disconnected:

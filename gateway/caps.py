@@ -51,6 +51,12 @@ def _refused(value: Any) -> str | None:  # noqa: ARG001 - one of the Caps
     return "is not passed on to engines"
 
 
+def _template(value: Any) -> str | None:
+    """The other way to bring a template along."""
+    brings = isinstance(value, tuple) and any(name.lower() == "chat_template" for name, _ in value)
+    return "should not hold `chat_template`" if brings else None
+
+
 def _alternatives(value: Any) -> str | None:
     # `logprobs` of chat is true or false, that of completions a number.
     within = not isinstance(value, int) or 0 <= value <= MAX_ALTERNATIVES
@@ -92,6 +98,7 @@ CAPS: Mapping[str, Cap] = {
     "prompt": _prompts,
     "logprobs": _alternatives,
     "top_logprobs": _alternatives,
+    "n_probs": _alternatives,
     "prompt_logprobs": _alternatives,
     "stop": _stops,
     "stop_token_ids": _stops,
@@ -105,11 +112,16 @@ CAPS: Mapping[str, Cap] = {
     "grammar": _grammar,
     "json_schema": _grammar,
     # They steer the engine and not the answer, and each was a way to crash one or to read its memory.
+    "chat_parser": _refused,
     "chat_template": _refused,
+    "chat_template_kwargs": _template,
+    "id_slot": _refused,
     "kv_transfer_params": _refused,
     "mm_processor_kwargs": _refused,
     "n_discard": _refused,
+    "priority": _refused,
     "prompt_embeds": _refused,
+    "request_id": _refused,
 }
 
 # Searched only in a body that is long enough to hold too much of it.

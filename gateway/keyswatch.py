@@ -28,6 +28,7 @@ async def follow(store: KeyStore, apply: Apply) -> None:
     StoreFull."""
     known: object = ()
     loaded: KeysFile | None = None
+    complaint = ""
     while True:
         # Stores block: parsing a large file takes longer than anybody's next token should.
         now = await asyncio.to_thread(store.stamp)
@@ -41,7 +42,12 @@ async def follow(store: KeyStore, apply: Apply) -> None:
                     if loaded is not None:
                         logger.info("%s has changed: %d keys are in force", store.where, len(keys.keys))
                     loaded = keys
-            except (ConfigError, StoreFull) as error:
-                logger.error("the API keys stay as they were: %s", error)
-            known = now
+            except (ConfigError, StoreFull, ValueError) as error:
+                # Tried again until it works: it may be the reading that failed, and a key that was revoked be among
+                # what was to be read.
+                if str(error) != complaint:
+                    logger.error("the API keys stay as they were: %s", error)
+                complaint = str(error)
+            else:
+                known, complaint = now, ""
         await asyncio.sleep(LOOK_SECONDS)

@@ -131,13 +131,14 @@ def _is_pretty(form: Form, stream: TextIO) -> bool:
 
 
 def writer(stream: TextIO) -> Callable[[str], None]:
-    """Writes and flushes; a reader that has gone away (a closed pipe) costs its lines and nothing else."""
+    """Writes and flushes; a reader that has gone away (a closed pipe) or a full disk costs its lines and nothing
+    else."""
 
     def write(text: str) -> None:
         try:
             stream.write(text)
             stream.flush()
-        except (BrokenPipeError, ValueError):
+        except (OSError, ValueError):
             pass
 
     return write

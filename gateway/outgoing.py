@@ -31,8 +31,9 @@ class Outgoing(asyncio.Transport):
         return self._transport.get_write_buffer_size()
 
     def write_eof(self) -> None:
-        """Behind everything written."""
+        """Behind everything written; what is written later is dropped, as whoever writes may not know of the end."""
         self._outbox.flush()
+        self.write = _drop  # type: ignore[method-assign]
         self._transport.write_eof()
 
     def can_write_eof(self) -> bool:
@@ -59,3 +60,7 @@ class Outgoing(asyncio.Transport):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """About the connection."""
         return self._transport.get_extra_info(name, default)
+
+
+def _drop(data: Any) -> None:  # noqa: ARG001 - a transport's signature
+    return

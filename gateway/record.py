@@ -51,6 +51,11 @@ class Record:
         self.request_id = request_id
         self.started = started
 
+    @property
+    def left_an_engine(self) -> bool:
+        """Whether the client has left one that computed for it, nobody knows how much."""
+        return isinstance(self.error, ClientGone) and self.ticket is not None and self.ticket.upstream is not None
+
 
 class Journal:
     """Settles every request exactly once."""

@@ -134,7 +134,8 @@ class _Exchange:
 
     def settle(self) -> None:
         """Corrects what was reserved to what the request took: as the engine reported it, or nothing where no answer
-        began. A stream that says nothing about it, or was cut before, has about one token in each event."""
+        began and no engine was left alone with it. A stream that says nothing about it, or was cut before, has about
+        one token in each event."""
         reservation, record = self._reservation, self.record
         if record.usage is None and self._pace is not None and record.first_byte is not None:
             record.usage = Usage(estimate_tokens(record.bytes_in, 0, 1, 0), self._pace.tokens)
@@ -142,7 +143,7 @@ class _Exchange:
             return
         if record.usage is not None:
             reservation.settle(record.usage.prompt_tokens + record.usage.completion_tokens)
-        elif record.first_byte is None:
+        elif record.first_byte is None and not record.left_an_engine:
             reservation.settle(0, served=not isinstance(record.error, _UNSERVED))
         else:
             reservation.settle(None)

@@ -27,11 +27,11 @@ def pieces(data: bytes, limit_bytes: int = select.PIPE_BUF) -> Iterator[bytes]:
 
 
 def shared_writer(descriptor: int) -> Callable[[str], None]:
-    """Writes whole lines to `descriptor`, which other processes write to as well. A reader that has gone away costs its
-    lines and nothing else."""
+    """Writes whole lines to `descriptor`, which other processes write to as well. A reader that has gone away, or a
+    full disk, costs its lines and nothing else."""
 
     def write(text: str) -> None:
-        with suppress(BrokenPipeError):
+        with suppress(OSError):
             for piece in pieces(text.encode()):
                 _write_all(descriptor, piece)
 

@@ -87,6 +87,24 @@ async def test_nothing_is_written_to_who_has_been_closed_meanwhile_and_the_other
     assert (gone.written, here.written) == ([], [b"b"])
 
 
+async def test_one_that_refuses_to_write_is_aborted_and_the_others_get_theirs() -> None:
+    class Refusing(Wire):
+        aborted = False
+
+        def write(self, data: bytes) -> None:  # noqa: ARG002
+            raise RuntimeError("Cannot call write() after write_eof()")
+
+        def abort(self) -> None:
+            self.aborted = True
+
+    outbox, bad, good = busy(), Refusing(), Wire()
+    outbox.write(transport(bad), b"a")
+    outbox.write(transport(good), b"b")
+    outbox.flush()
+    assert bad.aborted
+    assert good.written == [b"b"]
+
+
 @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["write", "flush", "turn", "busy", "quiet"]))))
 def test_every_connection_gets_its_bytes_in_order(steps: list[tuple[int, str]]) -> None:
     async def run() -> None:

@@ -96,8 +96,11 @@ class Wire:
     def __init__(self) -> None:
         self.written = bytearray()
         self.closed = False
+        self.ended = False
 
     def write(self, data: bytes) -> None:
+        if self.ended:
+            raise RuntimeError("Cannot call write() after write_eof()")  # as uvloop's does
         if not self.closed:
             self.written += data
 
@@ -113,7 +116,7 @@ class Wire:
         return True
 
     def write_eof(self) -> None:
-        """Nobody looks."""
+        self.ended = True
 
     def pause_reading(self) -> None:
         """Nothing comes by itself."""

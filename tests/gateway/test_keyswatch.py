@@ -8,13 +8,14 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from config.errors import ConfigError, Problem
 from gateway.keys import hash_of
 from gateway.keysfile import KeysFile, load_keys, write_keys
-from gateway.keystore import FileStore
+from gateway.keystore import FileStore, KeyStore
 from gateway.keyswatch import follow
 from tests.fakes import FakeBackend
 from tests.gateway.running import CHAT, body, serving
@@ -111,3 +112,36 @@ async def test_gateway_refuses_a_revoked_key_and_admits_a_new_one(tmp_path: Path
                 pass
         assert (await status("alice"), await status("bob")) == (401, 200)
         assert load_keys(file) == keys("bob")
+
+
+async def test_a_reading_that_fails_is_done_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "keys.yaml"
+    write_keys(file, keys("a", "b"))
+    real = FileStore(file)
+    failures = 0
+
+    class Failing:
+        """Has no descriptor left for the first readings of a change."""
+
+        where = real.where
+
+        def stamp(self) -> object:
+            return real.stamp()
+
+        def load(self) -> KeysFile | None:
+            nonlocal failures
+            if failures:
+                failures -= 1
+                raise ConfigError(str(file), (Problem((), "Too many open files"),))
+            return real.load()
+
+    followed = Followed()
+    task = asyncio.create_task(follow(cast(KeyStore, Failing()), followed.apply))
+    assert await followed.next() == ["a", "b"]
+    failures = 2
+    write_keys(file, keys("a"))
+    assert await followed.next() == ["a"], "b was revoked"
+    assert caplog.text.count("Too many open files") == 1
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

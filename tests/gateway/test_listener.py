@@ -35,6 +35,8 @@ EVENTS = chat_events("Hel", "lo")
         request(b"", "content-length: -1"),
         request(b"x\r\n", "transfer-encoding: chunked"),
         request(b"10000000000000004\r\n", "transfer-encoding: chunked"),
+        request(b"ZZ\r\n", "transfer-encoding: chunked", "expect: 100-continue"),
+        request(b"ZZ\r\n", "transfer-encoding: chunked", "expect: 100-continue", path="/admin/explain"),
         request(b"", "transfer-encoding: gzip, nonsense"),
     ],
     ids=lambda sent: repr(sent)[:40],
@@ -49,6 +51,8 @@ async def test_what_is_not_http_is_refused_and_closed(sent: bytes) -> None:
         assert b"connection: close" in head
         assert json.loads(content)["error"]["code"] == "invalid_request"
         assert backend.requests == []
+        await gateway.settled()
+        assert all(line["status"] == 499 for line in gateway.lines())
 
 
 @pytest.mark.parametrize("step", [1000, 10_000_000], ids=["in pieces", "at once"])

@@ -57,6 +57,15 @@ async def test_what_was_written_comes_before_what_ends_it(outgoing: Any, step: A
     assert len(wire.seen) == 2, "once"
 
 
+async def test_nothing_is_written_after_the_end(outgoing: Any) -> None:
+    transport, wire = outgoing
+    transport.write(b"answer")
+    transport.write_eof()
+    transport.write(b"HTTP/1.1 100 Continue")
+    await asyncio.sleep(0)
+    assert wire.seen == [b"answer", "eof"]
+
+
 async def test_it_tells_of_the_real_one(outgoing: Any) -> None:
     transport, _ = outgoing
     assert transport.get_extra_info("peername") == ("192.0.2.1", 1)

@@ -90,6 +90,20 @@ async def test_tokens_made_before_an_abort_stay_charged(tmp_path: Path) -> None:
         assert max(taken - 60, 0) <= spent <= taken
 
 
+async def test_an_answer_in_one_piece_that_nobody_waits_for_is_charged_as_estimated(tmp_path: Path) -> None:
+    backend = FakeBackend(before=[asyncio.Event()])
+    content = json.dumps(body(max_tokens=900)).encode()
+    async with serving(backend, edge=edge(tmp_path, tokens_per_minute=10_000)) as gateway:
+        async with gateway.connection() as (_, writer):
+            writer.write(request(content, f"x-api-key: {KEY}", f"content-length: {len(content)}"))
+            await backend.called.wait()
+        await gateway.settled()
+        backend.before = ()
+        after = await ask(gateway, max_tokens=0)
+        spent = 10_000 - tokens_left(after) - -(-len(after.request.content) // 4)
+        assert spent == 900 + -(-len(content) // 4)
+
+
 async def test_waiting_for_a_load_burns_nothing(tmp_path: Path) -> None:
     """freellmapi#591: requests that only waited for a model used the key up."""
     backend = FakeBackend(before=[BackendLoading("loading", progress=0.5)])
