@@ -29,6 +29,7 @@ from gateway.lastcall import LAST_CALL_SECONDS, admit_no_more
 from gateway.listener import connection_class
 from gateway.middleware import is_loopback
 from gateway.reload import Reloader, Source, terminal_is_gone
+from gateway.spool import Spool
 from gateway.tls import CertificateRefused, Certificates
 from gateway.tls_link import over_tls
 
@@ -47,15 +48,15 @@ def serve(source: Source) -> int:
     admin = bind(settings.admin.host, settings.admin.port, "admin.port") if settings.admin is not None else []
     log.configure(settings.log.format)
     raise_file_limit()
-    access_log = log.access_log(settings.log.format, sys.stdout, log.writer(sys.stdout))
-    app = create_app(settings, access_log=access_log)
-    port = sockets[0].getsockname()[1]
-    reloader = Reloader(source, app.gateway.apply)
-    operators = admin[0].getsockname()[1] if admin else 0
-    server = GatewayServer(
-        settings, app, lambda: announce(settings, port, operators), certificates, reloader, admin=admin
-    )
-    server.run(sockets=sockets)
+    with Spool(log.writer(sys.stdout)) as write:
+        app = create_app(settings, access_log=log.access_log(settings.log.format, sys.stdout, write))
+        port = sockets[0].getsockname()[1]
+        reloader = Reloader(source, app.gateway.apply)
+        operators = admin[0].getsockname()[1] if admin else 0
+        server = GatewayServer(
+            settings, app, lambda: announce(settings, port, operators), certificates, reloader, admin=admin
+        )
+        server.run(sockets=sockets)
     return 1 if server.force_exit or server.failed else 0
 
 

@@ -21,6 +21,7 @@ from gateway.app import create_app
 from gateway.log import access_log
 from gateway.ratelimit_store import LimitStore
 from gateway.server import GatewayServer, certificates_of
+from gateway.spool import Spool
 from gateway.workers.lines import shared_writer
 from gateway.workers.link import Link
 from gateway.workers.supervisor import CANNOT_START
@@ -59,7 +60,7 @@ def run_worker(
 ) -> int:
     """Serves clients on `listeners`, operators on `admin`, until SIGTERM, as one of several. Returns the process's exit
     code: 0 after a drain, CANNOT_START when it never served, otherwise 1."""
-    served = False
+    served, lines = False, Spool(shared_writer(sys.stdout.fileno()))
 
     async def main() -> int:
         async with asyncio.TaskGroup() as group:
@@ -69,7 +70,7 @@ def run_worker(
             app = create_app(
                 mine,
                 make_backends=link.backends,
-                access_log=access_log(mine.log.format, sys.stdout, shared_writer(sys.stdout.fileno())),
+                access_log=access_log(mine.log.format, sys.stdout, lines),
                 limits=place.limits,
                 worker=place.index,
                 workers=place.workers,
@@ -93,7 +94,7 @@ def run_worker(
         return 1 if server.force_exit else 0
 
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with lines, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(main())
     except (Exception, SystemExit):  # SystemExit is how uvicorn says that it cannot start
         logger.critical("a worker failed", exc_info=True)
