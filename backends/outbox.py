@@ -34,14 +34,14 @@ class Outbox:
     def write(self, transport: asyncio.WriteTransport, data: bytes) -> None:
         """Writes `data` behind what was written to `transport` before, by the end of the turn."""
         waiting = self._waiting
-        before = waiting.get(transport)
-        if before is not None:
-            data = before + data
-        elif not waiting:
+        if not waiting:
             if self.exchanges <= FEW:
                 transport.write(data)
                 return
             asyncio.get_running_loop().call_soon(self.flush)
+        before = waiting.get(transport)
+        if before is not None:
+            data = before + data
         waiting[transport] = data
         if len(data) > LARGE_BYTES:
             self.flush()
