@@ -117,8 +117,10 @@ def server_tls(settings: TlsSettings) -> ssl.SSLContext:
 def expiry(settings: TlsSettings) -> float:
     """When the server's certificate ends, in seconds since 1970. Raises CertificateRefused."""
     try:
-        text = Path(settings.certificate).read_text(encoding="ascii")
-        begin, end = text.index("-----BEGIN CERTIFICATE-----"), text.index("-----END CERTIFICATE-----")
+        # Any bytes may stand around a block: whose certificate it is, in letters of their language.
+        text = Path(settings.certificate).read_text(encoding="latin-1")
+        begin = text.index("-----BEGIN CERTIFICATE-----")
+        end = text.index("-----END CERTIFICATE-----", begin)
         return not_after(ssl.PEM_cert_to_DER_cert(text[begin : end + 25]))
     except (OSError, ValueError, IndexError) as error:
         raise CertificateRefused("certificate", settings.certificate, str(error)) from error

@@ -94,6 +94,14 @@ def test_end_of_a_certificate_is_read_in_both_forms(year: int) -> None:
     assert not_after(der) == end.timestamp()
 
 
+def test_text_around_a_certificate_may_be_in_any_language(files: TlsSettings) -> None:
+    end = Certificates(files).not_after
+    path = Path(files.certificate)
+    for comment in ("# Zürich, Łódź, 東京\n".encode(), b"-----END CERTIFICATE-----\n# Z\xfcrich\n"):
+        path.write_bytes(comment + path.read_bytes())
+        assert Certificates(files).not_after == end
+
+
 def test_what_is_no_certificate_has_no_end() -> None:
     for nonsense in (b"", b"\x30", b"\x30\x82\xff\xff\x30", b"\x30\x04\x30\x02\x02\x00"):
         with pytest.raises((ValueError, IndexError)):
