@@ -33,17 +33,18 @@ class AdminPlane(Front):
     def __init__(self, gateway: Gateway, admin: AdminSettings, control_plane: ASGIApp) -> None:
         super().__init__(control_plane)
         self._gateway = gateway
+        self._admin = admin
         self._guard = HostGuard(admin.host, gateway.settings.server.allowed_hosts)
 
     def may_know(self, scope: Scope) -> bool:
         """Whoever may see the figures."""
-        return may_know_on_theirs(self._gateway.settings, self._gateway.entrance, scope)
+        return may_know_on_theirs(self._admin, self._gateway.settings, self._gateway.entrance, scope)
 
     def check(self, scope: Scope) -> None:
         """Raises what speaks against this request: UnknownPath for everything that is for clients."""
         self._guard.check(scope["headers"], scope["http_version"])
         if is_for_operators(scope["path"]):
-            check_on_theirs(self._gateway.settings, self._gateway.entrance, scope)
+            check_on_theirs(self._admin, self._gateway.settings, self._gateway.entrance, scope)
         elif scope["path"] not in OPEN:
             raise UnknownPath("This listener is the operators'; models are served on the other one.")
 

@@ -81,7 +81,7 @@ def _control_plane(gateway: Gateway, scrape: Scrape | None) -> FastAPI:
     routers = [
         health.routes(gateway.readiness, about),
         admin.routes(gateway.router, gateway.metrics, about),
-        keys.routes(lambda: gateway.settings, lambda: gateway.entrance),
+        keys.routes(lambda: gateway.settings),
         openai.routes(lambda: gateway.served.catalog, lambda: gateway.entrance),
         _figures(gateway, scrape),
     ]

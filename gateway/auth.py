@@ -20,7 +20,7 @@ from config.limits import LimitSettings
 from config.schema import Settings
 from gateway.errors import InvalidKey, ModelNotAllowed
 from gateway.keys import is_intact, looks_like_token
-from gateway.keysfile import KeyEntry, KeysFile, Surface, expiry
+from gateway.keysfile import ALL_SURFACES, CLIENT_SURFACES, KeyEntry, KeysFile, Surface, expiry
 from gateway.keystore import store_of
 from gateway.limits import Limits, resolve
 from gateway.middleware import is_loopback
@@ -35,8 +35,8 @@ CERTIFICATE = b":certificate"
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Whoever holds one key. `models`, `networks` and `surfaces` are None where every model, address and surface is
-    allowed; `slot` is its place in the LimitStore."""
+    """Whoever holds one key. `models` and `networks` are None where every model and address is allowed; `slot` is its
+    place in the LimitStore."""
 
     name: str
     tier: str | None
@@ -47,7 +47,7 @@ class Principal:
     whose: ClassVar[str] = "This API key"
     digest: bytes = field(default=ANONYMOUS, repr=False)
     networks: tuple[ip.IPv4Network | ip.IPv6Network, ...] | None = None
-    surfaces: frozenset[Surface] | None = None
+    surfaces: frozenset[Surface] = CLIENT_SURFACES
 
 
 def salt_of(principal: Principal) -> str:
@@ -72,7 +72,8 @@ def principals(settings: Settings, keys: KeysFile | None, slot_of: Callable[[byt
     """
     if keys is None:
         limits = resolve(settings.limits.default)
-        return {ANONYMOUS: Principal("anonymous", None, None, limits, slot_of(ANONYMOUS))}
+        slot = slot_of(ANONYMOUS)
+        return {ANONYMOUS: Principal("anonymous", None, None, limits, slot, surfaces=ALL_SURFACES)}
     check_tiers(settings, keys)
     names = {alias: model.name for model in settings.models for alias in model.aliases}
     found = {}
@@ -102,7 +103,7 @@ def _principal(settings: Settings, entry: KeyEntry, names: Mapping[str, str], di
     limits = resolve(entry.limits, tier, settings.limits.default)
     expires_at = None if entry.expires is None else expiry(entry.expires)
     networks = None if entry.addresses is None else tuple(map(ip.ip_network, entry.addresses))
-    surfaces = None if entry.surfaces is None else frozenset(entry.surfaces)
+    surfaces = CLIENT_SURFACES if entry.surfaces is None else frozenset(entry.surfaces)
     return Principal(entry.name, entry.tier, models, limits, slot, expires_at, digest, networks, surfaces)
 
 

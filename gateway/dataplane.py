@@ -100,7 +100,7 @@ class DataPlane(Front):
             check_on_main(self.gateway.settings, self.gateway.entrance, scope)
 
     def may_know(self, scope: Scope) -> bool:
-        """Where clients need a key, only with one."""
+        """Where clients need a key, only with an operator's."""
         return may_know_on_main(self.gateway.settings, self.gateway.entrance, scope)
 
 

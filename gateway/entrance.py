@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 Fields = Sequence[tuple[bytes, bytes]]
 
+# What to do about a key that does not cover a surface.
+_HINTS: Mapping[Surface, str] = {
+    "operators": "; make one that does with `upshift keys add prometheus --surfaces operators`"
+}
+
 
 class Entrance:
     """`authenticator` knows the keys, `issuer` has those of its tokens; `addresses` tells clients behind trusted
@@ -61,8 +66,8 @@ class Entrance:
             raise
         if found.networks is not None:
             _check_address(found, self._addresses.of(peer, fields))
-        if found.surfaces is not None and surface not in found.surfaces:
-            raise SurfaceNotAllowed(f"This API key does not cover the surface '{surface}'.")
+        if surface not in found.surfaces:
+            raise SurfaceNotAllowed(f"This API key does not cover the surface '{surface}'{_HINTS.get(surface, '')}.")
         return found
 
     async def admit(self, fields: Fields, peer: str, surface: Surface) -> Principal:

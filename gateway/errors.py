@@ -15,7 +15,6 @@ GatewayError
 ├── TooManyGuesses         too many wrong API keys came from the address
 ├── AddressNotAllowed      the key may not be used from there
 ├── SurfaceNotAllowed      a part of the gateway that the key does not cover
-├── NotAnOperator          a key that is not for managing keys
 ├── KeyNameTaken           a key of that name is there already
 ├── UnknownKey             there is no key of that name
 ├── KeysUnavailable        the keys can not be read or written now
@@ -114,10 +113,6 @@ class SurfaceNotAllowed(GatewayError):
     """The key is in force, and not for this part of the gateway."""
 
 
-class NotAnOperator(GatewayError):
-    """The key is in force, and not one for managing keys."""
-
-
 class KeyNameTaken(GatewayError):
     """A key of that name is there already."""
 
@@ -196,7 +191,6 @@ TABLE: dict[type[Exception], Row] = {
     TooManyGuesses: Row(429, "authentication_error", "too_many_attempts", retry_after_seconds=3.0),
     AddressNotAllowed: Row(403, _REQUEST, "address_not_allowed"),
     SurfaceNotAllowed: Row(403, _REQUEST, "surface_not_allowed"),
-    NotAnOperator: Row(403, _REQUEST, "not_an_operator"),
     KeyNameTaken: Row(409, _REQUEST, "key_name_taken"),
     UnknownKey: Row(404, _REQUEST, "key_not_found"),
     KeysUnavailable: Row(503, _SERVER, "keys_unavailable", "The keys cannot be read or written now.", 5.0),

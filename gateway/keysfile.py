@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -63,6 +63,9 @@ KeyName = Annotated[
 KeyHash = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$", strict=True)]
 # Parts of the gateway: the models, and /metrics with /admin.
 Surface = Literal["openai", "operators"]
+ALL_SURFACES: frozenset[Surface] = frozenset(get_args(Surface))
+# What a key covers that does not say. The operators' see everybody's figures and make keys: nobody gets them unasked.
+CLIENT_SURFACES = ALL_SURFACES - {"operators"}
 Expiry = Annotated[str, StringConstraints(max_length=64, strict=True), AfterValidator(_check_expiry)]
 
 

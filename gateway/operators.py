@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from config.auth import AuthSettings
+from config.edge import AdminSettings
 from config.schema import Settings
 from gateway.entrance import Entrance
 from gateway.errors import GatewayError, UnknownPath
@@ -24,24 +25,24 @@ def is_for_operators(path: str) -> bool:
 
 def check_on_main(settings: Settings, entrance: Entrance, scope: Scope) -> None:
     """What speaks against a request to such a path on the clients' listener: everything where operators have one of
-    their own, a missing key where clients need one. On loopback too, for a reverse proxy may be there. Raises
-    UnknownPath and InvalidKey."""
+    their own, a missing key of theirs where clients need one. On loopback too, for a reverse proxy may be there. Raises
+    UnknownPath and what the entrance does."""
     if settings.admin is not None:
         raise UnknownPath("There is nothing at this path; the API starts at /v1.")
     if isinstance(settings.auth, AuthSettings):
         _check_key(entrance, scope)
 
 
-def check_on_theirs(settings: Settings, entrance: Entrance, scope: Scope) -> None:
-    """The same on the listener of `admin`: whoever reaches it on loopback is welcome. Raises InvalidKey."""
-    beyond = settings.admin is not None and not is_loopback(settings.admin.host)
-    if beyond and isinstance(settings.auth, AuthSettings):
+def check_on_theirs(admin: AdminSettings, settings: Settings, entrance: Entrance, scope: Scope) -> None:
+    """The same on the operators' listener, which was opened by `admin`, whatever the `settings` of now would open:
+    whoever reaches it on loopback is welcome. Raises what the entrance does."""
+    if not is_loopback(admin.host) and isinstance(settings.auth, AuthSettings):
         _check_key(entrance, scope)
 
 
 def may_know_on_main(settings: Settings, entrance: Entrance, scope: Scope) -> bool:
     """Whether whoever asks the clients' listener for health may know of models and their failures. Where clients need a
-    key, the others learn whether it is well and no more."""
+    key, all but operators learn whether it is well and no more."""
     if not isinstance(settings.auth, AuthSettings):
         return True
     try:
@@ -51,10 +52,10 @@ def may_know_on_main(settings: Settings, entrance: Entrance, scope: Scope) -> bo
     return True
 
 
-def may_know_on_theirs(settings: Settings, entrance: Entrance, scope: Scope) -> bool:
-    """The same on the listener of `admin`."""
+def may_know_on_theirs(admin: AdminSettings, settings: Settings, entrance: Entrance, scope: Scope) -> bool:
+    """The same on the operators' listener."""
     try:
-        check_on_theirs(settings, entrance, scope)
+        check_on_theirs(admin, settings, entrance, scope)
     except GatewayError:
         return False
     return True

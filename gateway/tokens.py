@@ -20,7 +20,6 @@ from config.limits import LimitSettings
 from config.schema import Settings
 from gateway.auth import Principal
 from gateway.errors import InvalidKey, LimitsUnavailable, SignerUnknown
-from gateway.keysfile import Surface
 from gateway.limits import resolve
 from gateway.ratelimit_store import StoreFull
 from gateway.slot import Slot
@@ -33,8 +32,6 @@ MAX_KNOWN = 4096
 
 logger = logging.getLogger("upshift")
 
-# Operators have keys.
-_SURFACES: frozenset[Surface] = frozenset(("openai",))
 _INVALID = "The token is not valid"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._@+-]")
 
@@ -145,7 +142,7 @@ class Tokens:
         except StoreFull as error:
             logger.error("a token's limits cannot be counted: %s", error)
             raise LimitsUnavailable("The limits of this token cannot be counted now.") from None
-        return Principal(shown, tier, self._models(claims), limits, slot, expires_at, digest, None, _SURFACES)
+        return Principal(shown, tier, self._models(claims), limits, slot, expires_at, digest)
 
     def _models(self, claims: Mapping[str, Any]) -> frozenset[str] | None:
         if self._about.models_claim is None:

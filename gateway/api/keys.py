@@ -1,4 +1,7 @@
-"""/admin/keys: operators list, make, replace and revoke API keys, wherever the settings keep them."""
+"""/admin/keys: operators list, make, replace and revoke API keys, wherever the settings keep them.
+
+Neighbours: ../operators.py (who may), ../keystore.py (where keys are), ../keyedits.py (what is changed).
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,10 @@ from gateway import keyedits
 from gateway.api.body import json_object
 from gateway.api.described import closed, takes
 from gateway.auth import check_tiers
-from gateway.entrance import Entrance
-from gateway.errors import InvalidBody, KeyNameTaken, KeysUnavailable, NotAnOperator, UnknownKey, UnknownPath
+from gateway.errors import InvalidBody, KeyNameTaken, KeysUnavailable, UnknownKey, UnknownPath
 from gateway.keys import hash_of, new_key
 from gateway.keysfile import KeysFile, Surface
 from gateway.keystore import KeyStore, store_of
-from gateway.middleware import is_loopback
-from gateway.operators import peer_of
 
 # What a request may say of a key; its hash is ours to make.
 _TEXT, _TEXTS = {"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "string"}}
@@ -42,21 +42,14 @@ _FIELDS = frozenset(_BODY["properties"])
 
 
 class KeyDesk:
-    """Where operators have keys made. `settings` and `entrance` are those of now."""
+    """Where operators have keys made. `settings` are those of now."""
 
-    def __init__(self, settings: Callable[[], Settings], entrance: Callable[[], Entrance]) -> None:
+    def __init__(self, settings: Callable[[], Settings]) -> None:
         self._settings = settings
-        self._entrance = entrance
 
-    async def store(self, request: Request) -> KeyStore:
-        """Where the keys are, for an operator alone. Raises what the entrance does, NotAnOperator and UnknownPath."""
-        now = self._settings()
-        if now.admin is None or not is_loopback(now.admin.host):
-            principal = await self._entrance().admit(request.scope["headers"], peer_of(request.scope), "operators")
-            # A key that covers everything because nobody said what it covers was made for clients.
-            if principal.surfaces is None:
-                raise NotAnOperator("Keys are managed with a key that has `surfaces: [operators]`.")
-        found = store_of(now)
+    def store(self) -> KeyStore:
+        """Where the keys are. Raises UnknownPath."""
+        found = store_of(self._settings())
         if found is None:
             raise UnknownPath("This gateway keeps no keys: there is neither auth.keys_file nor auth.keys_store.")
         return found
@@ -88,36 +81,36 @@ class KeyDesk:
             raise KeysUnavailable(f"The keys cannot be written: {error.strerror}.") from error
 
 
-def routes(settings: Callable[[], Settings], entrance: Callable[[], Entrance]) -> APIRouter:
+def routes(settings: Callable[[], Settings]) -> APIRouter:
     """GET and POST /admin/keys, DELETE /admin/keys/{name}, POST /admin/keys/{name}/rotate."""
     router = APIRouter()
-    desk = KeyDesk(settings, entrance)
+    desk = KeyDesk(settings)
 
     @router.get("/admin/keys")
-    async def list_keys(request: Request) -> JSONResponse:
-        found = await desk.load(await desk.store(request))
+    async def list_keys() -> JSONResponse:
+        found = await desk.load(desk.store())
         return JSONResponse(
             {"keys": [_shown(entry.model_dump(mode="json", exclude_none=True)) for entry in found.keys]}
         )
 
     @router.post("/admin/keys", status_code=201, openapi_extra=takes(_BODY))
     async def add_key(request: Request) -> JSONResponse:
-        place = await desk.store(request)
+        place = desk.store()
         entry = await _entry(request)
         key = new_key()
         await desk.change(place, keyedits.add({**entry, "hash": hash_of(key)}, "key"))
         return JSONResponse({"name": entry["name"], "key": key}, 201)
 
     @router.post("/admin/keys/{name}/rotate")
-    async def rotate_key(request: Request, name: str) -> JSONResponse:
-        place = await desk.store(request)
+    async def rotate_key(name: str) -> JSONResponse:
+        place = desk.store()
         key = new_key()
         await desk.change(place, keyedits.rotate(name, hash_of(key), "key"))
         return JSONResponse({"name": name, "key": key})
 
     @router.delete("/admin/keys/{name}", status_code=204)
-    async def revoke_key(request: Request, name: str) -> Response:
-        place = await desk.store(request)
+    async def revoke_key(name: str) -> Response:
+        place = desk.store()
         await desk.change(place, keyedits.revoke(name, "key"))
         return Response(status_code=204)
 

@@ -59,7 +59,7 @@ def keys() -> None:
 @click.option("--tier", help="A tier of limits.tiers.")
 @click.option("--models", metavar="MODEL[,MODEL]", help="The models the key covers. [default: all]")
 @click.option("--from", "addresses", metavar="NETWORK[,NETWORK]", help="Where it may be used from. [default: anywhere]")
-@click.option("--surfaces", metavar="NAME[,NAME]", help="openai, operators (/metrics, /admin). [default: all]")
+@click.option("--surfaces", metavar="NAME[,NAME]", help="openai, operators (/metrics, /admin). [default: openai]")
 @click.option("--expires", metavar="DATE", help="Last day it works (UTC), or a time such as 2027-01-31T12:00Z.")
 @click.option("--rpm", metavar="N", help="Requests per minute; a number or `unlimited`, as for all limits.")
 @click.option("--tpm", metavar="N", help="Tokens per minute.")

@@ -22,7 +22,9 @@ def gateway_options(command: Command) -> Command:
         help="The gateway; its admin listener where it has one. [env: UPSHIFT_URL]",
     )
     key = click.option(
-        "--key", envvar="UPSHIFT_API_KEY", help="An API key, where it asks for one. [env: UPSHIFT_API_KEY]"
+        "--key",
+        envvar="UPSHIFT_API_KEY",
+        help="An API key made with `--surfaces operators`, where it asks for one. [env: UPSHIFT_API_KEY]",
     )
     return url(key(command))
 

@@ -46,7 +46,10 @@ auth: {{keys_file: "@work@/keys.yaml"}}
 limits:
   default: {{requests_per_minute: 1000000000, tokens_per_minute: 1000000000, concurrent: 100000}}
 """
-_KEYS_YAML = f"keys: [{{name: bench, hash: 'sha256:{hashlib.sha256(b'bench').hexdigest()}'}}]"
+_KEYS_YAML = f"""\
+keys:
+  - {{name: bench, hash: 'sha256:{hashlib.sha256(b"bench").hexdigest()}', surfaces: [openai, operators]}}
+"""
 
 # docs.litellm.ai/docs/proxy/prod: master key, one worker per core, no verbose logging, JSON logs, errors only.
 _LITELLM_YAML = """\

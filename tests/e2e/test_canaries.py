@@ -37,7 +37,12 @@ PROMPTS = {name: f"prompt-canary-{name}-31d7" for name in (
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[GatewayUnderTest]:
     entries = [
-        {"name": "good", "hash": hash_of(GOOD), "limits": {"requests_per_minute": 100}},
+        {
+            "name": "good",
+            "hash": hash_of(GOOD),
+            "limits": {"requests_per_minute": 100},
+            "surfaces": ["openai", "operators"],
+        },
         {"name": "weak", "hash": hash_of(WEAK)},
         {"name": "expired", "hash": hash_of(EXPIRED), "expires": "2020-01-01"},
         {"name": "narrow", "hash": hash_of(NARROW), "addresses": ["10.0.0.0/8"]},

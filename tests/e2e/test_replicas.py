@@ -52,7 +52,8 @@ class Trial:
         self.second = stack.enter_context(running_redis(folder / "second", *redis))
         self.second.command("REPLICAOF", "127.0.0.1", str(self.first.port))
         wait_for(lambda: self.first.command("WAIT", "1", "1000") >= 1)
-        (folder / "keys.yaml").write_text(f"keys: [{{name: a, hash: '{hash_of(KEY)}'}}]")
+        entry = f"{{name: a, hash: '{hash_of(KEY)}', surfaces: [openai, operators]}}"
+        (folder / "keys.yaml").write_text(f"keys: [{entry}]")
         config = (
             f"auth: {{keys_file: {folder / 'keys.yaml'}}}\n"
             f"limits: {{on_redis_error: {on_error}, default: {{requests_per_minute: {REQUESTS}, "

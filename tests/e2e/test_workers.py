@@ -210,7 +210,8 @@ def test_model_that_does_not_load_ends_all_of_it(tmp_path: Path, tiny_model: Pat
 
 def test_limits_are_exact_over_all_workers(tmp_path: Path, tiny_model: Path) -> None:
     key = new_key()
-    (tmp_path / "keys.yaml").write_text(f"keys: [{{name: a, hash: '{hash_of(key)}'}}]")
+    entry = f"{{name: a, hash: '{hash_of(key)}', surfaces: [openai, operators]}}"
+    (tmp_path / "keys.yaml").write_text(f"keys: [{entry}]")
     config = (
         "server: {workers: 2}\nauth: {keys_file: keys.yaml}\nlimits: {default: {requests_per_minute: 40}}\n"
         f"models: [{{name: m, context_tokens: 2048, gguf: {{source: {tiny_model}, parallel: 16, threads: 1}}}}]\n"

@@ -145,6 +145,17 @@ def test_unknown_tier_is_a_problem_of_the_keys_file() -> None:
         authenticator(entry(), entry(new_key(), "b", tier="gold"))
 
 
+def test_nobody_is_an_operator_whose_key_does_not_say_so() -> None:
+    def surfaces(**fields: Any) -> set[str]:
+        return set(authenticator(entry(**fields)).principal(bearer(KEY)).surfaces)
+
+    assert surfaces() == {"openai"}
+    assert surfaces(surfaces=("operators",)) == {"operators"}
+    assert surfaces(surfaces=("openai", "operators")) == {"openai", "operators"}
+    anonymous = Authenticator(principals(SETTINGS, None, LimitStore(64).slot_of)).principal({})
+    assert set(anonymous.surfaces) == {"openai", "operators"}
+
+
 def test_model_outside_the_list_is_refused_by_name() -> None:
     door = authenticator(entry(models=("gpt-4o-mini", "phi")))
     principal = door.principal(bearer(KEY))

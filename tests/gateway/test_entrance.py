@@ -64,7 +64,9 @@ async def test_forwarded_address_of_anybody_means_nothing(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("surfaces", "models", "metrics"), [(["openai"], 200, 403), (["operators"], 403, 200), (None, 200, 200)], ids=str
+    ("surfaces", "models", "metrics"),
+    [(["openai"], 200, 403), (["operators"], 403, 200), (["openai", "operators"], 200, 200), (None, 200, 403)],
+    ids=str,
 )
 async def test_key_opens_its_surfaces(tmp_path: Path, surfaces: list[str] | None, models: int, metrics: int) -> None:
     rights = {} if surfaces is None else {"surfaces": surfaces}

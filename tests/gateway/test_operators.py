@@ -14,7 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
+from config.edge import AdminSettings
 from config.schema import GgufSettings, ModelSettings, Settings
+from gateway.admin import AdminPlane
 from gateway.app import create_app
 from gateway.auth import check_exposure
 from gateway.bind import bind
@@ -23,27 +25,31 @@ from gateway.server import GatewayServer
 from tests.fakes import FakeBackend, chat_events
 from tests.gateway.running import CHAT, Gateway, body, request, serving
 
-KEY = new_key()
+KEY, BOSS = new_key(), new_key()
 EVENTS = chat_events("Hel", "lo")
 PATHS = ["/metrics", "/admin", "/admin/keys", "/%6detrics", "/admin/"]
 
 
 def keys(folder: Path) -> dict[str, Any]:
+    """A client's key as it is made by default, and an operator's."""
     file = folder / "keys.yaml"
-    file.write_text(json.dumps({"keys": [{"name": "alice", "hash": hash_of(KEY)}]}))
+    boss = {"name": "boss", "hash": hash_of(BOSS), "surfaces": ["operators"]}
+    file.write_text(json.dumps({"keys": [{"name": "alice", "hash": hash_of(KEY)}, boss]}))
     return {"auth": {"keys_file": str(file)}}
 
 
 async def status(gateway: Gateway, path: str, **headers: str) -> int:
-    return (await gateway.client.get(path, headers={"authorization": f"Bearer {KEY}"} | headers)).status_code
+    return (await gateway.client.get(path, headers={"authorization": f"Bearer {BOSS}"} | headers)).status_code
 
 
 @pytest.mark.parametrize("path", PATHS)
-async def test_where_clients_need_a_key_operators_do_too(tmp_path: Path, path: str) -> None:
+async def test_where_clients_need_a_key_operators_need_one_of_theirs(tmp_path: Path, path: str) -> None:
     async with serving(FakeBackend(), edge=keys(tmp_path)) as gateway:
-        # Keys are managed only with a key that says so.
-        expected = 200 if "metrics" in path or "6d" in path else 403 if path == "/admin/keys" else 404
-        assert await status(gateway, path) == expected
+        assert await status(gateway, path) == (404 if path in {"/admin", "/admin/"} else 200)
+        refused = await gateway.client.get(path, headers={"authorization": f"Bearer {KEY}"})
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"]) == (403, "surface_not_allowed")
+        assert "`upshift keys add prometheus --surfaces operators`" in error["message"]
         for wrong in ("Bearer nobody", "Basic eDp5", ""):
             assert await status(gateway, path, authorization=wrong) == 401
         assert await status(gateway, "/livez", authorization="") == 200
@@ -105,9 +111,23 @@ async def test_their_listener_serves_figures_and_health_and_no_models() -> None:
 
 async def test_their_listener_beyond_loopback_asks_for_a_key(tmp_path: Path) -> None:
     async with both(FakeBackend(), "0.0.0.0", **keys(tmp_path)) as (_, operators, _):
-        assert (await operators.get("/metrics")).status_code == 401
-        assert (await operators.get("/metrics", headers={"x-api-key": KEY})).status_code == 200
+        for path in ("/metrics", "/admin/keys", "/admin/status"):
+            assert (await operators.get(path)).status_code == 401
+            assert (await operators.get(path, headers={"x-api-key": KEY})).status_code == 403
+            assert (await operators.get(path, headers={"x-api-key": BOSS})).status_code == 200
         assert (await operators.get("/readyz")).status_code == 200
+
+
+@pytest.mark.parametrize("admin", [None, {"host": "127.0.0.1"}], ids=str)
+async def test_their_listener_stays_as_closed_as_it_was_opened(tmp_path: Path, admin: dict[str, str] | None) -> None:
+    """`admin` takes a restart: what a reload says of it alters nothing at the socket that is there."""
+    async with serving(FakeBackend(), edge=keys(tmp_path)) as gateway:
+        plane = AdminPlane(gateway.app.gateway, AdminSettings(host="0.0.0.0"), gateway.app.control_plane)
+        await gateway.reload(admin=admin, **keys(tmp_path))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(plane), base_url="http://localhost") as client:
+            for path in ("/metrics", "/admin/keys"):
+                assert (await client.get(path)).status_code == 401
+            assert (await client.get("/readyz")).json() == {"status": "ready"}
 
 
 async def test_their_listener_tells_of_the_drain_until_it_is_over() -> None:
@@ -134,11 +154,13 @@ async def test_health_tells_strangers_how_it_is_and_no_more(tmp_path: Path) -> N
     async with serving(FakeBackend(), edge=keys(tmp_path)) as gateway:
         for path, more in (("/readyz", "models"), ("/health", "waiting_for")):
             assert (await gateway.client.get(path)).json() == {"status": "ready"}
-            wrong = await gateway.client.get(path, headers={"x-api-key": "nobody"})
-            assert (wrong.status_code, wrong.json()) == (200, {"status": "ready"})
-            assert more in (await gateway.client.get(path, headers={"x-api-key": KEY})).json()
+            for key in ("nobody", KEY):
+                told = await gateway.client.get(path, headers={"x-api-key": key})
+                assert (told.status_code, told.json()) == (200, {"status": "ready"})
+            assert more in (await gateway.client.get(path, headers={"x-api-key": BOSS})).json()
     async with both(FakeBackend(), "0.0.0.0", **keys(tmp_path)) as (_, operators, _):
-        assert (await operators.get("/readyz")).json() == {"status": "ready"}
-        assert "models" in (await operators.get("/readyz", headers={"x-api-key": KEY})).json()
+        for headers in ({}, {"x-api-key": KEY}):
+            assert (await operators.get("/readyz", headers=headers)).json() == {"status": "ready"}
+        assert "models" in (await operators.get("/readyz", headers={"x-api-key": BOSS})).json()
     async with both(FakeBackend(), **keys(tmp_path)) as (_, operators, _):
         assert "models" in (await operators.get("/readyz")).json()
