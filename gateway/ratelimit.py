@@ -1,7 +1,7 @@
 """How much is left of each limit, in the memory of this machine: admits a request and settles what it took in the end.
 
-Neighbours: windows.py (what counts mean), limits.py (the figures and whom they are for), ratelimit_store.py (the memory
-and its locks), replicas/limiter.py (the same at Redis), auth.py (principals).
+Neighbours: windows.py (what counts mean), limits.py (the figures and whom they are for), ratelimit_records.py (the
+memory and its locks), ratelimit_store.py (whose is what), replicas/limiter.py (the same at Redis), auth.py (payers).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from struct import Struct
 from gateway.auth import Principal
 from gateway.errors import LimitsUnavailable
 from gateway.limits import Account, Limits
-from gateway.ratelimit_store import AT, DAY, OWN, REQUESTS, TAG, TOKENS, WORD_BYTES, LimitStore, StoreFull
+from gateway.ratelimit_records import AT, DAY, OWN, REQUESTS, TAG, TOKENS, WORD_BYTES
+from gateway.ratelimit_store import LimitStore, StoreFull
 from gateway.slot import Slot
 from gateway.windows import (
     DAY_PART,

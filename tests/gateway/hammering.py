@@ -14,7 +14,8 @@ import time
 from gateway.errors import RateLimited
 from gateway.limits import Limits
 from gateway.ratelimit import RateLimiter
-from gateway.ratelimit_store import DAY, REQUESTS, LimitStore
+from gateway.ratelimit_records import DAY, REQUESTS
+from gateway.ratelimit_store import LimitStore
 from tests.gateway.metering import Meter
 
 # The clock goes so much faster than ours.

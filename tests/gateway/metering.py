@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from gateway.auth import Principal
 from gateway.limits import Account, Limits
 from gateway.ratelimit import RateLimiter, Reservation
@@ -20,6 +22,15 @@ class Clock:
 
     def pass_seconds(self, seconds: float) -> None:
         self.now_us += round(seconds * 1e6)
+
+
+def forked(store: LimitStore) -> LimitStore:
+    """The same memory as another process knows it."""
+    other = copy.copy(store)
+    other._known = {digest: copy.copy(slot) for digest, slot in store._known.items()}
+    other._owners = dict(store._owners)
+    other._kept = set()
+    return other
 
 
 class Meter:

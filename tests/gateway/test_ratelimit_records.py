@@ -11,7 +11,8 @@ import pytest
 from gateway.errors import RateLimited
 from gateway.limits import Account, Limits
 from gateway.ratelimit import RateLimiter, Reservation
-from gateway.ratelimit_store import DAY, REQUESTS, TOKENS, LimitStore
+from gateway.ratelimit_records import DAY, REQUESTS, TOKENS
+from gateway.ratelimit_store import LimitStore
 from gateway.windows import PART_NS, Rings
 from tests.gateway.metering import Meter
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import hashlib
 import json
 from collections import defaultdict
@@ -17,10 +17,12 @@ from gateway.keys import hash_of
 from gateway.keysfile import KeyEntry, KeysFile
 from gateway.limits import Account, Limits
 from gateway.ratelimit import RateLimiter, Reservation
-from gateway.ratelimit_store import OWN, LimitStore, StoreFull
+from gateway.ratelimit_records import OWN
+from gateway.ratelimit_store import LimitStore, StoreFull
 from gateway.slot import Slot
+from gateway.windows import PART_NS
 from tests.fakes import FakeBackend
-from tests.gateway.metering import Clock, left
+from tests.gateway.metering import Clock, forked, left
 from tests.gateway.running import serving
 
 
@@ -30,15 +32,6 @@ def digest(number: int) -> bytes:
 
 def key(store: LimitStore, number: int, limits: Limits) -> Principal:
     return Principal(str(number), None, None, limits, store.slot_of(digest(number)), None, digest(number))
-
-
-def forked(store: LimitStore) -> LimitStore:
-    """The same memory as another process knows it."""
-    other = copy.copy(store)
-    other._known = {number: copy.copy(slot) for number, slot in store._known.items()}
-    other._owners = dict(store._owners)
-    other._kept = set()
-    return other
 
 
 def test_slot_goes_on_when_nothing_is_counted_any_more_and_its_key_gets_another() -> None:
@@ -102,6 +95,60 @@ def test_slot_stays_while_a_request_runs_or_a_worker_keeps_it() -> None:
     other.forget_worker(1)
     other.slot_of(digest(4))
     assert {store.slot_of(digest(number)).number for number in (3, 4)} == {0, 1}
+
+
+class Locked(LimitStore):
+    """Knows which locks it took."""
+
+    def __init__(self, slots: int, clock: Clock) -> None:
+        super().__init__(slots, 2, clock)
+        self.taken: list[int] = []
+
+    def lock(self, slot: int) -> None:
+        self.taken.append(slot)
+        super().lock(slot)
+
+
+def test_full_store_is_looked_through_without_the_locks_of_those_who_are_needed() -> None:
+    clock = Clock()
+    store = Locked(40, clock)
+    limiter = RateLimiter(store, 0, clock)
+    principals = [key(store, number, Limits(5)) for number in range(40)]
+    for principal in principals:
+        limiter.reserve(principal, 1).settle(1)
+    clock.pass_seconds(30)
+    for principal in principals[:39]:
+        limiter.reserve(principal, 1).settle(1)
+    clock.pass_seconds(30)
+    store.taken.clear()
+    with pytest.raises(StoreFull):
+        store.slot_of(digest(100))
+    assert store.taken == [store.slots]
+    clock.pass_seconds(1)
+    assert store.slot_of(digest(100)).number == 39
+    assert store.taken == [store.slots] * 2 + [39]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_look_without_the_lock_sees_what_is_counted(seed: int) -> None:
+    random, clock = Random(seed), Clock(1440 * 100)
+    store, other = (LimitStore(1, clock_ns=clock) for _ in range(2))
+    limits = Limits(4, 40, tokens_per_day=60)
+    limiter, principal = RateLimiter(store, 0, clock), key(store, 1, limits)
+    base = principal.slot.base
+    seen = {True: 0, False: 0}
+    for _ in range(1500):
+        clock.pass_seconds(random.choice([0, 1, 7, 30, 61, 1440 * random.choice([1, 5, 61])]))
+        part = clock() // PART_NS
+        other.memory[:] = store.memory[:]
+        other.advance(base, part)
+        needed = any(any(ring) for ring in other.rings(base, limits)[1:])
+        assert store.is_needed(base, part) is needed
+        seen[needed] += 1
+        with contextlib.suppress(RateLimited):
+            reservation = limiter.reserve(principal, random.choice([0, 0, 9, 30]))
+            reservation.settle(random.choice([0, 5, 20, None]), served=random.random() < 0.5)
+    assert min(seen.values()) > 100
 
 
 def test_accounts_whose_slots_are_gone_are_counted_elsewhere() -> None:

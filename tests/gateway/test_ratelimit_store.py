@@ -13,7 +13,8 @@ import pytest
 
 from gateway.errors import RateLimited
 from gateway.limits import Limits
-from gateway.ratelimit_store import OWN, LimitStore
+from gateway.ratelimit_records import OWN
+from gateway.ratelimit_store import LimitStore
 from gateway.windows import PARTS
 from tests.gateway.metering import Meter
 
