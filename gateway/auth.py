@@ -26,8 +26,8 @@ from gateway.limits import Limits, resolve
 from gateway.middleware import is_loopback
 from gateway.slot import Slot
 
-# Stands where the SHA-256 of a key would: no text has this hash.
-ANONYMOUS = bytes(32)
+# Stands where the SHA-256 of a key would: no text has this hash, and no memory that nobody has written to.
+ANONYMOUS = b"\xff" * 32
 MAX_KEY_BYTES = 512
 # Where a connection puts the names of its client's certificate. No header that is sent can have this name.
 CERTIFICATE = b":certificate"

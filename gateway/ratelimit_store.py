@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from struct import Struct
 
 from gateway.ratelimit_records import OWN, TAG, WORD_BYTES, Records
 from gateway.slot import Slot
 from gateway.windows import PART_NS
 
 DIGEST_BYTES = 32
+_DIGEST = Struct("4q")
 
 # More keys than a file of 1 MiB can name.
 DEFAULT_SLOTS = 16_384
@@ -62,7 +64,11 @@ class LimitStore(Records):
         try:
             self._catch_up()
             known = self._known.get(slot.digest)
-            number = self._take(slot.digest) if known is None else known.number
+            # Where the record says otherwise, whoever asks would be sent to it again and again.
+            if known is None or self.words[self.base(known.number) + TAG] != slot.tag:
+                number = self._take(slot.digest)
+            else:
+                number = known.number
         finally:
             self.unlock(self.slots)
         slot.number, slot.base = number, self.base(number)
@@ -71,10 +77,10 @@ class LimitStore(Records):
     def _catch_up(self) -> None:
         """Learns who took what since the last time."""
         takes = self.words[0]
-        missed = range(self._seen, takes)
-        numbers = [self.words[self._takes + take % self.slots] for take in missed[-self.slots :]]
-        if len(missed) > self.slots:
-            numbers = list(range(self.slots))
+        numbers: Iterable[int] = range(self.slots)
+        # Of as many takes as there are slots the oldest may be overwritten by one that was never counted.
+        if takes - self._seen < self.slots:
+            numbers = [self.words[self._takes + take % self.slots] for take in range(self._seen, takes)]
         for number in numbers:
             before = self._known.get(self._owners.get(number, b""))
             if before is not None and before.number == number:
@@ -87,18 +93,26 @@ class LimitStore(Records):
         self._seen = takes
 
     def _take(self, digest: bytes) -> int:
-        """The number of a slot that nobody has had, or that nobody needs."""
-        takes = self.words[0]
-        number = takes
+        """The number of a slot that nobody has had, or that nobody needs.
+
+        Who dies here, between whatever words, leaves a slot whose owner everybody looks up anew: the one before, nobody
+        (half a digest is no key's, and without its tag nobody counts there), or the one that it was taken for.
+        """
+        words = self.words
+        takes = number = words[0]
         if takes < self.slots:
             self.lock(number)
         else:
             number = self._unneeded()
-        start = self.base(number) * WORD_BYTES
-        self.memory[start : start + len(digest)] = digest
+        words[self._takes + takes % self.slots] = number
+        words[0] = takes + 1
+        *others, tag = _DIGEST.unpack(digest)
+        base = self.base(number)
+        words[base + TAG] = 0
+        for place, word in enumerate(others, base):
+            words[place] = word
+        words[base + TAG] = tag
         self.unlock(number)
-        self.words[self._takes + takes % self.slots] = number
-        self.words[0] = takes + 1
         self._catch_up()
         return number
 

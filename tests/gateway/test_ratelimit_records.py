@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
+from gateway.auth import ANONYMOUS, Principal
 from gateway.errors import RateLimited
 from gateway.limits import Account, Limits
 from gateway.ratelimit import RateLimiter, Reservation
-from gateway.ratelimit_records import DAY, REQUESTS, TOKENS
+from gateway.ratelimit_records import DAY, REQUESTS, TAG, TOKENS
 from gateway.ratelimit_store import LimitStore
+from gateway.slot import Slot
 from gateway.windows import PART_NS, Rings
-from tests.gateway.metering import Meter
+from tests.gateway.metering import Clock, Meter, forked, left
 
 
 class Dying:
@@ -79,6 +82,75 @@ def test_worker_that_dies_between_two_words_lends_nothing_and_nothing_is_lost_fo
         assert all(part in (first, last) for part, first, last in zip(found, begun, counted(ended[0]), strict=True))
     assert found == counted(ended[0])
     assert writes > 5
+
+
+def die(store: LimitStore, writes: int, digest: bytes) -> bool:
+    """Whether a worker with this `store` died while it took a slot, after so many words. The kernel drops its locks."""
+    store.words = cast("memoryview[int]", Dying(store.words, writes))
+    try:
+        store.slot_of(digest)
+    except InterruptedError:
+        assert store._locks is not None
+        fcntl.lockf(store._locks, fcntl.LOCK_UN)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("old", [b"x" * 32, ANONYMOUS], ids=["a key", "anonymous"])
+@pytest.mark.parametrize("slots", [2, 4], ids=["a slot of another", "a slot of nobody"])
+def test_worker_that_dies_while_it_takes_a_slot_locks_nobody_out(old: bytes, slots: int) -> None:
+    limits, new = Limits(9), b"y" * 32
+
+    def left_to(digest: bytes, views: list[tuple[RateLimiter, Slot]]) -> list[int]:
+        payers = [(limiter, Principal("a", None, None, limits, slot, None, digest)) for limiter, slot in views * 2]
+        return [left(limiter.reserve(payer, 1), "requests") for limiter, payer in payers]
+
+    writes, died = 0, True
+    while died:
+        clock = Clock()
+        store = LimitStore(slots, 3, clock)
+        known = [store.slot_of(old), store.slot_of(b"z" * 32)]
+        assert left_to(old, [(RateLimiter(store, 0, clock), known[0])]) == [8, 7]
+        store.forget_worker(0)
+        clock.pass_seconds(61)
+        others = [forked(store), forked(store)]
+        stale = [other.slot_of(old) for other in others]
+        died = die(store, writes, new)
+        limiters = [RateLimiter(other, worker, clock) for worker, other in enumerate(others, 1)]
+        asking = ((old, stale), (new, [Slot(new), Slot(new)]))
+        for digest, places in asking:
+            assert left_to(digest, list(zip(limiters, places, strict=True))) == [8, 7, 6, 5]
+        for digest, places in asking:
+            assert [other.slot_of(digest).number for other in others] == [slot.number for slot in places]
+        writes += 1
+    assert writes > 6
+
+
+@pytest.mark.parametrize("writes", range(9))
+def test_take_that_was_not_counted_hides_none_that_was(writes: int) -> None:
+    clock = Clock()
+    store = LimitStore(3, 2, clock)
+    for name in b"abc":
+        store.slot_of(bytes([name]) * 32)
+    late = forked(store)
+
+    def asks(view: LimitStore, worker: int) -> int:
+        principal = Principal("d", None, None, Limits(9), view.slot_of(b"d" * 32), None, b"d" * 32)
+        return left(RateLimiter(view, worker, clock).reserve(principal, 1), "requests")
+
+    assert asks(store, 0) == 8
+    store.slot_of(b"e" * 32), store.slot_of(b"f" * 32)
+    # The note of its take lies where that of "d" was.
+    die(store, writes, b"g" * 32)
+    assert asks(late, 1) == 7
+
+
+def test_record_that_is_not_its_own_any_more_sends_a_key_to_another() -> None:
+    meter = Meter(Limits(9), LimitStore(3))
+    slot = meter.principal.slot
+    meter.store.words[slot.base + TAG] += 1
+    assert left(meter.reserve(1), "requests") == 8
+    assert slot.number == 1
 
 
 def test_who_would_be_refused_by_a_sum_alone_is_counted_again() -> None:
