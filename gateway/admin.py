@@ -31,7 +31,7 @@ class AdminPlane(Front):
     """Answers operators' paths and health; no model can be used here."""
 
     def __init__(self, gateway: Gateway, admin: AdminSettings, control_plane: ASGIApp) -> None:
-        super().__init__(control_plane)
+        super().__init__(control_plane, gateway.access_log)
         self._gateway = gateway
         self._admin = admin
         self._guard = HostGuard(admin.host, gateway.settings.server.allowed_hosts)

@@ -46,9 +46,9 @@ def create_app(
 ) -> DataPlane:
     """The whole gateway. Its lifespan starts and stops the backends; nothing runs before that.
 
-    `access_log` gets one line per inference request; without it none are written. `limits` is shared by all workers,
-    of which this is number `worker` of `workers`. One of several gives `share`, which takes this application's numbers
-    and returns what /metrics shows: everybody's. It leaves it to the keeper of the engines to say when a model becomes
+    `access_log` gets one line per request; without it none are written. `limits` is shared by all workers, of which
+    this is number `worker` of `workers`. One of several gives `share`, which takes this application's numbers and
+    returns what /metrics shows: everybody's. It leaves it to the keeper of the engines to say when a model becomes
     ready. Raises ConfigError for a keys file that cannot be used.
     """
     access_log = access_log or AccessLog(lambda _: None)

@@ -67,7 +67,8 @@ class Entrance:
         if found.networks is not None:
             _check_address(found, self._addresses.of(peer, fields))
         if surface not in found.surfaces:
-            raise SurfaceNotAllowed(f"This API key does not cover the surface '{surface}'{_HINTS.get(surface, '')}.")
+            hint = _HINTS.get(surface, "")
+            raise SurfaceNotAllowed(f"This API key does not cover the surface '{surface}'{hint}.", key=found.name)
         return found
 
     async def admit(self, fields: Fields, peer: str, surface: Surface) -> Principal:
@@ -87,4 +88,4 @@ def _check_address(principal: Principal, text: str) -> None:
     except ValueError:  # a Unix socket has none
         address = None
     if address is None or not any(address in network for network in principal.networks or ()):
-        raise AddressNotAllowed("This API key may not be used from this address.")
+        raise AddressNotAllowed("This API key may not be used from this address.", key=principal.name)

@@ -41,12 +41,14 @@ from routing import errors as routing
 
 
 class GatewayError(Exception):
-    """Base of the gateway's own refusals. The message goes to the client."""
+    """Base of the gateway's own refusals. The message goes to the client; `key`, to the log, is the name of the API key
+    that is refused, where it is known."""
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(self, message: str, *, param: str | None = None, key: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self.key = key
 
 
 class InvalidBody(GatewayError):

@@ -20,8 +20,10 @@ from routing.upstream import Upstream
 
 logger = logging.getLogger("upshift")
 
+# What balancers and supervisors ask for, again and again.
+PROBES = frozenset(("/livez", "/readyz", "/health"))
 # The paths that are anybody's.
-OPEN = frozenset(("/livez", "/readyz", "/health", "/version"))
+OPEN = PROBES | {"/version"}
 # Of these the ones that tell more to some than to others.
 TELLING = frozenset(("/readyz", "/health"))
 _METHODS = ["GET", "HEAD"]

@@ -1,7 +1,7 @@
 """What the gateway writes: batched JSON access lines, and the few lines a person at a terminal wants to see.
 
-Neither ever holds a body, a header value or a name the client made up. Neighbours: relay.py (one line per request),
-server.py (chooses the streams).
+Neither ever holds a body, a header value or a name the client made up. Neighbours: relay.py (one line per inference
+request), dataplane.py (one for each other), server.py (chooses the streams).
 """
 
 from __future__ import annotations
@@ -78,6 +78,16 @@ class AccessLog:
             f'"prompt_tokens":{prompt_tokens},"completion_tokens":{completion_tokens}}}\n'
         )
 
+    def add_control(
+        self, *, request_id: str, method: str, path: str, status: int, duration_seconds: float, key: str
+    ) -> None:
+        """One finished request that was no inference POST. `method` is one that HTTP knows, `path` made of words that
+        we know, `key` the name of the key that came with it, empty where none was asked for."""
+        self._put(
+            f'{{"time":"{_stamp(time.time())}","event":"control","request_id":"{request_id}","method":"{method}",'
+            f'"path":"{path}","key":{json.dumps(key)},"status":{status},"duration_ms":{duration_seconds * 1000:.1f}}}\n'
+        )
+
     def _put(self, line: str) -> None:
         self._lines.append(line)
         if self._timer is None or len(self._lines) >= FLUSH_LINES:
@@ -120,6 +130,13 @@ class PrettyAccessLog(AccessLog):
             words.append(f"for {key}")
         self._put(" ".join([*words, fields["request_id"]]) + "\n")
 
+    def add_control(
+        self, *, request_id: str, method: str, path: str, status: int, duration_seconds: float, key: str
+    ) -> None:
+        """The same for one that was no inference POST."""
+        words = [time.strftime("%H:%M:%S"), str(status), method, path, f"{duration_seconds:.2f} s"]
+        self._put(" ".join([*words, *([f"for {key}"] if key else []), request_id]) + "\n")
+
 
 def access_log(form: Form, stream: TextIO, write: Callable[[str], object]) -> AccessLog:
     """The access log that writes to `stream` by `write`."""
@@ -128,6 +145,12 @@ def access_log(form: Form, stream: TextIO, write: Callable[[str], object]) -> Ac
 
 def _is_pretty(form: Form, stream: TextIO) -> bool:
     return stream.isatty() if form == "auto" else form == "pretty"
+
+
+def _stamp(seconds: float) -> str:
+    """A time in seconds since 1970 as the lines have it: UTC, milliseconds."""
+    whole = int(seconds)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int((seconds - whole) * 1000):03d}Z"
 
 
 def writer(stream: TextIO) -> Callable[[str], None]:
@@ -146,8 +169,7 @@ def writer(stream: TextIO) -> Callable[[str], None]:
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line: dict[str, Any] = {"time": f"{stamp}.{int(record.msecs):03d}Z", "event": "log"}
+        line: dict[str, Any] = {"time": _stamp(record.created), "event": "log"}
         line |= {"level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

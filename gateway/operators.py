@@ -1,12 +1,9 @@
 """Which paths are for those who operate the gateway, and who may ask for them on which listener.
 
-Neighbours: dataplane.py and admin.py, the two listeners.
+Neighbours: dataplane.py and admin.py, the two listeners; visitor.py (who asks).
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 from config.auth import AuthSettings
 from config.edge import AdminSettings
@@ -14,8 +11,7 @@ from config.schema import Settings
 from gateway.entrance import Entrance
 from gateway.errors import GatewayError, UnknownPath
 from gateway.middleware import is_loopback
-
-Scope = Mapping[str, Any]
+from gateway.visitor import Scope, check_key
 
 
 def is_for_operators(path: str) -> bool:
@@ -30,14 +26,14 @@ def check_on_main(settings: Settings, entrance: Entrance, scope: Scope) -> None:
     if settings.admin is not None:
         raise UnknownPath("There is nothing at this path; the API starts at /v1.")
     if isinstance(settings.auth, AuthSettings):
-        _check_key(entrance, scope)
+        check_key(entrance, scope, "operators")
 
 
 def check_on_theirs(admin: AdminSettings, settings: Settings, entrance: Entrance, scope: Scope) -> None:
     """The same on the operators' listener, which was opened by `admin`, whatever the `settings` of now would open:
     whoever reaches it on loopback is welcome. Raises what the entrance does."""
     if not is_loopback(admin.host) and isinstance(settings.auth, AuthSettings):
-        _check_key(entrance, scope)
+        check_key(entrance, scope, "operators")
 
 
 def may_know_on_main(settings: Settings, entrance: Entrance, scope: Scope) -> bool:
@@ -46,7 +42,7 @@ def may_know_on_main(settings: Settings, entrance: Entrance, scope: Scope) -> bo
     if not isinstance(settings.auth, AuthSettings):
         return True
     try:
-        _check_key(entrance, scope)
+        check_key(entrance, scope, "operators")
     except GatewayError:
         return False
     return True
@@ -59,13 +55,3 @@ def may_know_on_theirs(admin: AdminSettings, settings: Settings, entrance: Entra
     except GatewayError:
         return False
     return True
-
-
-def _check_key(entrance: Entrance, scope: Scope) -> None:
-    entrance.principal(scope["headers"], peer_of(scope), "operators")
-
-
-def peer_of(scope: Scope) -> str:
-    """The address of an ASGI request's connection, empty for a Unix socket."""
-    client = scope.get("client")
-    return client[0] if client else ""

@@ -156,6 +156,8 @@ class GatewayServer(uvicorn.Server):
         finally:
             if self._admin is not None:
                 await self._admin.close()
+                # What was asked there since the gateway stopped.
+                self._app.gateway.access_log.flush()
 
     def keep_out(self, sockets: list[socket.socket]) -> None:
         """Nobody new connects to `sockets` any more; they are closed in a moment."""

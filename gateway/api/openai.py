@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 
 from gateway.auth import Principal, check_model
 from gateway.entrance import Entrance
-from gateway.operators import peer_of
+from gateway.visitor import admit
 from routing.catalog import CatalogEntry, ModelCatalog
 
 
@@ -22,7 +22,7 @@ def routes(catalog: Callable[[], ModelCatalog], entrance: Callable[[], Entrance]
     router = APIRouter()
 
     async def caller(request: Request) -> Principal:
-        return await entrance().admit(request.scope["headers"], peer_of(request.scope), "openai")
+        return await admit(entrance(), request.scope, "openai")
 
     @router.get("/v1/models")
     async def list_models(request: Request) -> JSONResponse:

@@ -18,7 +18,8 @@ from config.schema import Settings
 from gateway.api.described import inference, operations
 from gateway.entrance import Entrance
 from gateway.health import OPEN
-from gateway.operators import is_for_operators, peer_of
+from gateway.operators import is_for_operators
+from gateway.visitor import admit
 from routing.catalog import ModelCatalog
 
 # One of them, both say the same.
@@ -45,7 +46,7 @@ def routes(
 
     @router.get("/openapi.json")
     async def describe(request: Request) -> JSONResponse:
-        allowed = (await entrance().admit(request.scope["headers"], peer_of(request.scope), "openai")).models
+        allowed = (await admit(entrance(), request.scope, "openai")).models
         entries = [entry for entry in catalog().models if allowed is None or entry.name in allowed]
         names = [name for entry in entries for name in (entry.name, *entry.aliases)]
         paths = {**inference(names), **described(to_operators=False)}

@@ -82,10 +82,11 @@ class Gateway:
         for connection in list(self.state.connections):
             connection.connection_lost(None)
 
-    def lines(self) -> list[dict[str, Any]]:
-        """The access log so far."""
+    def lines(self, event: str = "request") -> list[dict[str, Any]]:
+        """The access log so far: of inference POSTs, or of all others ("control")."""
         self.access_log.flush()
-        return [json.loads(line) for line in "".join(self.written).splitlines()]
+        lines = [json.loads(line) for line in "".join(self.written).splitlines()]
+        return [line for line in lines if line["event"] == event]
 
     async def metric(self, name: str, **labels: str) -> float | None:
         """One sample of /metrics; None where there is none with exactly these labels."""

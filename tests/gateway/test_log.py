@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -60,6 +61,29 @@ async def test_line_is_json_with_everything_about_the_request() -> None:
     }
     assert first["time"].endswith("Z")
     assert (second["first_byte_ms"], second["first_token_ms"], second["stream"]) == (500.0, 600.0, False)
+
+
+CONTROL: dict[str, Any] = {
+    "request_id": "r-2",
+    "method": "DELETE",
+    "path": "/admin/keys/*",
+    "status": 403,
+    "duration_seconds": 0.01234,
+    "key": 'al"ice',
+}
+
+
+async def test_lines_of_other_requests_say_what_was_asked_for() -> None:
+    written: list[str] = []
+    access_log = AccessLog(written.append)
+    access_log.add_control(**CONTROL)
+    access_log.flush()
+    (text,) = written
+    assert text.endswith("}\n")
+    line = json.loads(text)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
+    shown = {"duration_ms" if name == "duration_seconds" else name: value for name, value in CONTROL.items()}
+    assert line == {**shown, "event": "control", "duration_ms": 12.3}
 
 
 async def test_full_batch_is_written_at_once() -> None:
@@ -127,10 +151,14 @@ async def test_line_for_people_says_what_they_would_ask() -> None:
     pretty.add(
         **{**LINE, "status": 504, "code": "backend_timeout", "stage": "waiting", "names": ("chat", "", "m", "", "")}
     )
+    pretty.add_control(**CONTROL)
+    pretty.add_control(**{**CONTROL, "key": ""})
     pretty.flush()
-    first, second = "".join(written).splitlines()
+    first, second, third, fourth = "".join(written).splitlines()
     assert first.endswith(' 200 chat mo"del on b (only) 1.23 s (first token 50 ms) 3+4 tokens for alice r-1')
     assert second.endswith(" 504 chat m 1.23 s 3+4 tokens backend_timeout while waiting r-1")
+    assert third.endswith(' 403 DELETE /admin/keys/* 0.01 s for al"ice r-2')
+    assert fourth.endswith(" 403 DELETE /admin/keys/* 0.01 s r-2")
 
 
 @pytest.mark.parametrize(
