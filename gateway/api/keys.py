@@ -1,11 +1,13 @@
 """/admin/keys: operators list, make, replace and revoke API keys, wherever the settings keep them.
 
-Neighbours: ../operators.py (who may), ../keystore.py (where keys are), ../keyedits.py (what is changed).
+Neighbours: ../operators.py (who may), ../keystore.py (where keys are), ../keyedits.py (what is changed),
+../visitor.py (who asks).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -23,6 +25,9 @@ from gateway.errors import InvalidBody, KeyNameTaken, KeysUnavailable, UnknownKe
 from gateway.keys import hash_of, new_key
 from gateway.keysfile import KeysFile, Surface
 from gateway.keystore import KeyStore, store_of
+from gateway.visitor import key_of
+
+logger = logging.getLogger(__name__)
 
 # What a request may say of a key; its hash is ours to make.
 _TEXT, _TEXTS = {"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "string"}}
@@ -61,16 +66,24 @@ class KeyDesk:
         except ConfigError as error:
             raise KeysUnavailable(str(error)) from error
 
-    async def change(self, place: KeyStore, edit: keyedits.Edit) -> None:
-        """Raises KeyNameTaken, UnknownKey, InvalidBody and KeysUnavailable."""
+    async def change(self, request: Request, place: KeyStore, edit: keyedits.Edit, done: str, name: str) -> None:
+        """Changes the key `name`, and tells the log what was `done` to it and whose key asked for that. Raises
+        KeyNameTaken, UnknownKey, InvalidBody and KeysUnavailable."""
+        request_id, operator = request.scope["state"]["request_id"], key_of(request.scope)
 
         def checked(old: KeysFile) -> KeysFile:
             new = edit(old)
             check_tiers(self._settings(), new)
             return new
 
+        def change_and_tell() -> None:
+            place.change(checked)
+            # In the thread, which goes on whatever becomes of the request: no change is without its line.
+            whose = operator or "an operator without a key"
+            logger.info("key %s was %s by %s (request %s)", name, done, whose, request_id)
+
         try:
-            await asyncio.to_thread(place.change, checked)
+            await asyncio.to_thread(change_and_tell)
         except keyedits.KeyTaken:
             raise KeyNameTaken("There is a key of this name already.", param="name") from None
         except keyedits.NoSuchKey:
@@ -98,20 +111,21 @@ def routes(settings: Callable[[], Settings]) -> APIRouter:
         place = desk.store()
         entry = await _entry(request)
         key = new_key()
-        await desk.change(place, keyedits.add({**entry, "hash": hash_of(key)}, "key"))
+        edit = keyedits.add({**entry, "hash": hash_of(key)}, "key")
+        await desk.change(request, place, edit, "made", entry["name"])
         return JSONResponse({"name": entry["name"], "key": key}, 201)
 
     @router.post("/admin/keys/{name}/rotate")
-    async def rotate_key(name: str) -> JSONResponse:
+    async def rotate_key(request: Request, name: str) -> JSONResponse:
         place = desk.store()
         key = new_key()
-        await desk.change(place, keyedits.rotate(name, hash_of(key), "key"))
+        await desk.change(request, place, keyedits.rotate(name, hash_of(key), "key"), "rotated", name)
         return JSONResponse({"name": name, "key": key})
 
     @router.delete("/admin/keys/{name}", status_code=204)
-    async def revoke_key(name: str) -> Response:
+    async def revoke_key(request: Request, name: str) -> Response:
         place = desk.store()
-        await desk.change(place, keyedits.revoke(name, "key"))
+        await desk.change(request, place, keyedits.revoke(name, "key"), "revoked", name)
         return Response(status_code=204)
 
     return router

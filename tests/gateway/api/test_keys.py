@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from config.edge import AdminSettings
 from config.redis import RedisSettings
 from gateway import keyedits
+from gateway.admin import AdminPlane
 from gateway.keys import hash_of, new_key
 from gateway.keystore import store_at
 from tests.fakes import FakeBackend
@@ -63,6 +66,37 @@ async def test_key_is_made_used_replaced_and_revoked(tmp_path: Path) -> None:
         assert await chat(gateway, key) == 401
         assert (await boss(gateway, "DELETE", f"{KEYS}/alice")).status_code == 204
         await until(gateway, replaced, 401)
+
+
+async def test_log_says_who_changed_which_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gateway.api.keys")
+    async with serving(FakeBackend(), edge=edge(tmp_path)) as gateway:
+        made = (await boss(gateway, "POST", name="alice")).json()["key"]
+        replaced = (await boss(gateway, "POST", f"{KEYS}/alice/rotate")).json()["key"]
+        await boss(gateway, "DELETE", f"{KEYS}/alice")
+        # Nothing was done.
+        await boss(gateway, "POST", name="client")
+        await boss(gateway, "DELETE", f"{KEYS}/alice")
+        await gateway.client.delete(f"{KEYS}/boss", headers={"x-api-key": CLIENT})
+        lines = gateway.lines("control")
+        ids = [line["request_id"] for line in lines]
+    told = [record.getMessage() for record in caplog.records if record.name == "gateway.api.keys"]
+    assert told == [
+        f"key alice was {done} by boss (request {request_id})"
+        for done, request_id in zip(("made", "rotated", "revoked"), ids, strict=False)
+    ]
+    assert [(line["status"], line["key"]) for line in lines[3:]] == [(409, "boss"), (404, "boss"), (403, "client")]
+    assert not any(key in caplog.text + "".join(gateway.written) for key in (made, replaced, BOSS, CLIENT))
+
+
+async def test_log_says_where_nobody_was_asked_for_a_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gateway.api.keys")
+    async with serving(FakeBackend(), edge=edge(tmp_path, admin={})) as gateway:
+        operators = AdminPlane(gateway.app.gateway, AdminSettings(), gateway.app.control_plane)
+        transport = httpx.ASGITransport(operators)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            assert (await client.post(KEYS, json={"name": "alice"})).status_code == 201
+    assert "key alice was made by an operator without a key (request req-" in caplog.text
 
 
 async def test_clients_and_strangers_manage_nothing(tmp_path: Path) -> None:
