@@ -82,7 +82,8 @@ class Gateway:
         self._counting: asyncio.Task[None] | None = None
         self.access_log = access_log
         self._guesses = Guesses()
-        self.authenticator = Authenticator(self._kept(self._principals(settings)), certificates=_client_keys(settings))
+        found = principals(settings, keys_of(settings), limits.slot_of)
+        self.authenticator = Authenticator(self._kept(found), certificates=_client_keys(settings))
         self.served = assemble(settings, make_backends)
         self.readiness = health.Readiness(self.served.upstreams)
         self.registry = registry_for(
@@ -138,19 +139,20 @@ class Gateway:
         Artifacts that stay are not touched. A changed one is started beside the old one, which serves until the new one
         is ready and ends when nothing runs on it. Raises ConfigError and then has changed nothing.
         """
-        principals = self._principals(settings)
+        # Keys in a database or at Redis, GPUs that sleep: both may take seconds.
+        keys, plans = await asyncio.to_thread(lambda: (keys_of(settings), plans_of(settings)))
+        found = principals(settings, keys, self._limits.slot_of)
         before = (*self.served.members, *self._leaving)
         served = assemble(settings, self._make_backends, before)
         guard = _guard(settings)
-        plans = plans_of(settings)
         issuer = issuer_of(settings, self._limits.slot_of, self._issuer)
         entrance = self._entrance(settings, issuer)
         relay = self._relay(settings, guard, entrance)
         # From here on nothing can fail and nobody else runs until the new state is complete.
-        self.authenticator.replace(principals)
+        self.authenticator.replace(found)
         self.router.adopt(served.catalog, plans)
-        before_auth, self.settings = self.settings.auth, settings
-        self._kept(principals)
+        self.settings = settings
+        self._kept(found)
         self.served, self.guard, self.entrance, self.relay = served, guard, entrance, relay
         self.readiness.upstreams = tuple(served.upstreams)
         self._name_series()
@@ -158,8 +160,8 @@ class Gateway:
             task.cancel()
         leaving = [member for member in before if member not in served.members]
         self._leaving = {member: asyncio.create_task(self._leave(member)) for member in leaving}
-        if settings.auth != before_auth:
-            self._follow_keys()
+        # Begins anew: a key may have been revoked since these were read, and refused already.
+        self._follow_keys()
         self._issuer = issuer
         self._ask_issuer()
         await self._start([member for member in served.members if member not in before])
@@ -229,9 +231,6 @@ class Gateway:
         slots = [principal.slot for principal in principals.values()]
         self._limits.keep(self._worker, slots + [account.slot for account in accounts])
         return principals
-
-    def _principals(self, settings: Settings) -> dict[bytes, Principal]:
-        return principals(settings, keys_of(settings), self._limits.slot_of)
 
     def _entrance(self, settings: Settings, issuer: Issuer | None) -> Entrance:
         addresses = ClientAddress(settings.server.trusted_proxies)

@@ -6,17 +6,23 @@ import asyncio
 import contextlib
 import json
 import logging
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import cast
 
+import httpx
 import pytest
 
 from config.errors import ConfigError, Problem
+from config.redis import RedisSettings
+from config.schema import Settings
+from gateway.auth import keys_of
 from gateway.keys import hash_of
 from gateway.keysfile import KeysFile, load_keys, write_keys
-from gateway.keystore import FileStore, KeyStore
+from gateway.keystore import FileStore, KeyStore, store_at
 from gateway.keyswatch import follow
+from tests.engine import wait_for
 from tests.fakes import FakeBackend
 from tests.gateway.running import CHAT, body, serving
 
@@ -112,6 +118,45 @@ async def test_gateway_refuses_a_revoked_key_and_admits_a_new_one(tmp_path: Path
                 pass
         assert (await status("alice"), await status("bob")) == (401, 200)
         assert load_keys(file) == keys("bob")
+
+
+async def test_nobody_waits_for_a_reload_that_waits_for_the_keys(tmp_path: Path) -> None:
+    file = tmp_path / "keys.db"
+    store_at(str(file), RedisSettings()).change(lambda _: keys("alice"))
+    async with serving(FakeBackend(), edge={"auth": {"keys_store": str(file)}}) as gateway:
+        with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as writer:
+            writer.execute("BEGIN EXCLUSIVE")
+            reload = asyncio.create_task(gateway.reload(server={"port": 0, "idle_timeout_seconds": 9.0}))
+            for _ in range(20):
+                answer = await gateway.client.post(CHAT, json=body(), headers={"authorization": "Bearer alice"})
+                assert answer.status_code == 200
+            assert not reload.done()
+            writer.execute("ROLLBACK")
+        await reload
+        assert gateway.app.gateway.settings.server.idle_timeout_seconds == 9.0
+
+
+async def test_key_that_is_revoked_while_a_reload_reads_stays_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys.yaml"
+    write_keys(file, keys("alice", "bob"))
+    async with serving(FakeBackend(), edge={"auth": {"keys_file": str(file)}}) as gateway:
+
+        def status(key: str) -> int:
+            models = f"{gateway.client.base_url}/v1/models"
+            return httpx.get(models, headers={"authorization": f"Bearer {key}"}, timeout=20).status_code
+
+        def read_too_early(settings: Settings) -> KeysFile | None:
+            found = keys_of(settings)
+            write_keys(file, keys("bob"))
+            wait_for(lambda: status("alice") == 401)
+            return found
+
+        monkeypatch.setattr("gateway.gateway.keys_of", read_too_early)
+        await gateway.reload()
+        await asyncio.to_thread(wait_for, lambda: status("alice") == 401)
+        assert await asyncio.to_thread(status, "bob") == 200
 
 
 async def test_a_reading_that_fails_is_done_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
