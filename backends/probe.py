@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from backends.advisories import warning
 from backends.errors import BackendError
 from backends.http import HttpClient
 from backends.inquiry import models_answer
@@ -114,10 +113,11 @@ async def _is_sleeping(client: HttpClient) -> bool | None:
 
 
 async def known_faults(client: HttpClient, release: Asked | None) -> str:
-    """What is known to be wrong with the version that it says it is, in one line; mostly nothing."""
-    answer = None if release is None else await ask(client, "GET", release.path)
-    told = None if release is None or answer is None else release.answer(*answer)
-    return "" if told is None else warning(told)
+    """What Asked.faults says; nothing where the engine does not answer."""
+    if release is None:
+        return ""
+    answer = await ask(client, "GET", release.path)
+    return "" if answer is None else release.faults(*answer)
 
 
 async def answers(client: HttpClient, seconds: float) -> bool:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from backends.advisories import Release
+from backends.advisories import Release, warning
 
 _MAX_CHARACTERS = 64
 
@@ -23,6 +23,11 @@ class Asked(NamedTuple):
     def answer(self, status: int, body: bytes) -> Release | None:
         """What the engine is, None where it does not say."""
         return self.read(body) if status == 200 else None
+
+    def faults(self, status: int, body: bytes) -> str:
+        """What is known to be wrong with the version that it says it is, in one line; mostly nothing."""
+        told = self.answer(status, body)
+        return "" if told is None else warning(told)
 
 
 def _vllm(body: bytes) -> Release | None:

@@ -15,7 +15,6 @@ from math import inf
 from typing import NamedTuple
 
 from backends.access import Access, Header, Unusable
-from backends.advisories import warning
 from backends.base import BackendResponse, BackendState, InferenceRequest
 from backends.errors import BackendError, BackendUnavailable
 from backends.http import HttpClient
@@ -149,15 +148,16 @@ class RemoteBackend:
 
     async def _learn_release(self) -> None:
         """Each time that it has become READY: it may be another version than before."""
-        if self.state is not BackendState.READY or self._known or self._dialect.release is None:
-            self._known = self._known and self.state is BackendState.READY
+        release = self._dialect.release
+        if self.state is not BackendState.READY:
+            self._known = False
+        if self.state is not BackendState.READY or self._known or release is None:
             return
         self._known = True
         try:
-            told = self._dialect.release.answer(*await self._inquiry.get(self._dialect.release.path))
+            found = release.faults(*await self._inquiry.get(release.path))
         except BackendError:
             return
-        found = warning(told) if told is not None else ""
         if found and found != self.warning:
             logger.warning("%s at %s: %s", self.name, self.address, found)
         self.warning = found

@@ -25,20 +25,14 @@ def upstreams_of(model: ModelSettings, backends: Sequence[Backend]) -> tuple[Ups
     return tuple(_upstream(model, backend) for backend in backends)
 
 
-def _computes_on_cores(model: ModelSettings, backend: Backend) -> bool:
-    if backend.name == VLLM:
-        return model.vllm is not None and launched_on_cpu(model.vllm)
-    # Our GGUF engine computes on nothing else.
-    return model.gguf is not None and model.gguf.source is not None
-
-
 def _upstream(model: ModelSettings, backend: Backend) -> Upstream:
     ours = backend.name == GGUF and model.gguf is not None and model.gguf.source is not None
     # Engines that run elsewhere have an address, which outlives this process.
     label = getattr(backend, "address", f"{model.name}/{backend.name}")
     lacks = OUR_ENGINE_LACKS if ours else frozenset()
-    limit, on_cores = _limit(model, backend.name), _computes_on_cores(model, backend)
-    return Upstream(backend, label=label, limit=limit, lacks=lacks, shares_cores=on_cores)
+    # Our GGUF engine computes on nothing else.
+    on_cores = ours or (backend.name == VLLM and model.vllm is not None and launched_on_cpu(model.vllm))
+    return Upstream(backend, label=label, limit=_limit(model, backend.name), lacks=lacks, shares_cores=on_cores)
 
 
 def _limit(model: ModelSettings, kind: str) -> float | AdaptiveLimit:
