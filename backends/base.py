@@ -30,9 +30,10 @@ class BackendState(StrEnum):
 
 class InferenceRequest(NamedTuple):
     """One inference call. `body` is the client's JSON as bytes, forwarded as it is; the other fields are the decoded
-    envelope, which is all the gateway ever looks at. `max_output_tokens` is for each of `choices` answers, None where
-    the client set no bound. `features` are those of its fields that not every engine has: "tools", "logprobs",
-    "structured_output"."""
+    envelope, which is all the gateway ever looks at. Streams tell their usage in an event of its own, and
+    `include_usage` says whether the client has asked for that. `max_output_tokens` is for each of `choices` answers,
+    None where the client set no bound. `features` are those of its fields that not every engine has: "tools",
+    "logprobs", "structured_output"."""
 
     operation: Operation
     model: str

@@ -14,13 +14,11 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from backends.base import Operation
 from backends.errors import BackendProtocolError
-from gateway.errors import ClientGone
+from gateway.bodies import SMALL_BYTES
+from gateway.errors import ClientGone, TooManyBodies
 
 if TYPE_CHECKING:
     from gateway.listener import ClientConnection
-
-# A body that nobody reads yet, behind other pipelined requests, may have arrived this far; then reading stops.
-_UNREAD_BYTES = 64 * 1024
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -47,6 +45,8 @@ class Call:
     _size = 0
     _limit = 0
     _discarding = False
+    held = 0  # what the connection's Bodies count of it
+    _crowded_out = False
     _waiter: asyncio.Future[None] | None = None
     # The answer
     _head = b""
@@ -77,10 +77,22 @@ class Call:
         if self._discarding:
             return
         self._parts.append(data)
-        if self._task is None:
-            if self._size > _UNREAD_BYTES:
-                self._connection.flow.pause_reading()
-        elif self._waiter is not None and self._size > self._limit:
+        if self._size > SMALL_BYTES:
+            self._is_large()
+        elif self._size > self._limit > 0:
+            self._wake()
+
+    def _is_large(self) -> None:
+        if self._task is None:  # nobody reads it yet, behind other pipelined requests
+            self._connection.flow.pause_reading()
+            return
+        bodies = self._connection.bodies
+        bodies.held += self._size - self.held
+        self.held = self._size
+        if not bodies.has_room(self.held):
+            self._crowded_out = self._discarding = True
+            self.let_go_of_body()
+        if self._size > self._limit or self._crowded_out:
             self._wake()
 
     def body_complete(self) -> None:
@@ -114,23 +126,33 @@ class Call:
         if not self._size and not self.disconnected and _expects_continue(self.headers):
             self._connection.transport.write(_CONTINUE)
         self._limit = max_bytes
-        while self.more_body and self._size <= max_bytes and not self.disconnected:
+        while self.more_body and self._size <= max_bytes and not self.disconnected and not self._crowded_out:
             await self._change()
 
     def take_body(self, max_bytes: int) -> bytes | None:
-        """The body, None if it is longer than `max_bytes`. Raises ClientGone."""
+        """The body, None if it is longer than `max_bytes`; to be let go of. Raises ClientGone and TooManyBodies."""
         if self.disconnected:
             raise self._gone()
+        if self._size > SMALL_BYTES:
+            self._is_large()  # all of it may have come at once
+        if self._crowded_out:
+            raise TooManyBodies("Too many large requests are being read. Try again in a moment.")
         if self._size > max_bytes:
             return None
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
         return body
 
+    def let_go_of_body(self) -> None:
+        """It is not in memory any more. Idempotent."""
+        self._parts.clear()
+        self._connection.bodies.held -= self.held
+        self.held = 0
+
     async def discard_body(self) -> None:
         """Swallows what the client still sends, to its end."""
         self._discarding = True
-        self._parts.clear()
+        self.let_go_of_body()
         while self.more_body and not self.disconnected:
             await self._change()
 
@@ -236,6 +258,8 @@ class Call:
         client reports."""
         if not self._settled:
             self.settle()
+        if self.held:
+            self.let_go_of_body()
         if self._task is not None:
             self._connection.tasks.discard(self._task)
             self._task = self.servant = None

@@ -4,6 +4,7 @@ GatewayError
 ├── InvalidBody            not the JSON object it should be; `param` names the field
 ├── UnsupportedMedia       a body that is not application/json
 ├── BodyTooLarge           more bytes than server.max_body_bytes
+├── TooManyBodies          other requests' bodies take what memory there is for them
 ├── BodyTimeout            the body did not arrive in time
 ├── HostRefused            a Host header that this listener does not answer to
 ├── OriginRefused          a web page of another site, on a loopback listener
@@ -61,6 +62,10 @@ class UnsupportedMedia(GatewayError):
 
 class BodyTooLarge(GatewayError):
     """More bytes than `server.max_body_bytes`, announced or sent."""
+
+
+class TooManyBodies(GatewayError):
+    """The bodies that are in memory take `server.max_bodies_bytes`."""
 
 
 class BodyTimeout(GatewayError):
@@ -182,6 +187,7 @@ TABLE: dict[type[Exception], Row] = {
     InvalidBody: Row(400, _REQUEST, "invalid_request"),
     UnsupportedMedia: Row(415, _REQUEST, "unsupported_media_type"),
     BodyTooLarge: Row(413, _REQUEST, "request_too_large"),
+    TooManyBodies: Row(503, _SERVER, "overloaded", retry_after_seconds=1.0),
     BodyTimeout: Row(408, _REQUEST, "request_timeout"),
     HostRefused: Row(421, _REQUEST, "host_not_allowed"),
     OriginRefused: Row(403, _REQUEST, "origin_not_allowed"),

@@ -16,6 +16,8 @@ from backends.errors import BackendProtocolError, shown_kind
 MAX_HELD_BYTES = 256 * 1024
 
 _TAIL_BYTES = 32
+# The event in which an engine tells at a stream's end what it took, and nothing else.
+_NO_CHOICES, _HAS_USAGE = re.compile(rb'"choices"\s*:\s*\[\s*\]'), re.compile(rb'"usage"\s*:\s*\{')
 _NO_CONTENT = re.compile(rb'"content"\s*:\s*(?:""|null)')
 _DONE = (b"\ndata: [DONE]", b"\ndata:[DONE]")
 
@@ -25,6 +27,7 @@ _TOKEN_ENDS = (b"]}\n\n", b"null}\n\n")
 
 # An event: lines up to an empty one. Its data: what these lines hold.
 _EVENT = re.compile(rb"(?:[^\r\n][^\n]*(?:\n|\Z))+")
+_WHOLE_EVENT = re.compile(rb"(?:[^\r\n][^\n]*\n)+\r?\n")
 _DATA = re.compile(rb"^data:(.*)$", re.MULTILINE)
 
 
@@ -88,6 +91,17 @@ class WholeEvents:
                 self._held = events[event.start() :] + self._held
                 return events[: event.start()]
         return events
+
+
+def without_usage(events: bytes) -> bytes:
+    """Whole `events` without the one that tells the usage alone: of a stream whose client did not ask for it."""
+    # Nearly every read after that event has the end and nothing else.
+    if _HAS_USAGE.search(events) is None:
+        return events
+    for event in reversed(list(_WHOLE_EVENT.finditer(events))):
+        if _HAS_USAGE.search(event[0]) is not None and _NO_CHOICES.search(event[0]) is not None:
+            events = events[: event.start()] + events[event.end() :]
+    return events
 
 
 def is_opening(events: bytes) -> bool:

@@ -18,12 +18,15 @@ LINGER_SECONDS = 5.0
 FAREWELL_SECONDS = 2.0
 
 
-async def tell(call: Call, error: BaseException, refusal: ErrorAnswer, request_id: str, *, in_events: bool) -> None:
-    """Says `refusal` in the way that is still possible. `in_events`: the answer that broke off is a stream."""
+async def tell(
+    call: Call, error: BaseException, refusal: ErrorAnswer, request_id: str, limits: bytes, *, in_events: bool
+) -> None:
+    """Says `refusal` in the way that is still possible, with the lines `limits` where it has a head. `in_events`: the
+    answer that broke off is a stream."""
     if isinstance(error, ClientGone) or call.response_complete:
         return
     if not call.response_started:
-        await _refuse(call, error, refusal, request_id)
+        await _refuse(call, error, refusal, request_id, limits)
     elif in_events:
         # No [DONE] follows: a client must not take what it has for the whole answer.
         if call.paused and not await _within(FAREWELL_SECONDS, call.drain()):
@@ -32,14 +35,15 @@ async def tell(call: Call, error: BaseException, refusal: ErrorAnswer, request_i
     # A JSON body that broke off has no place for an error: without its end the connection is cut.
 
 
-async def _refuse(call: Call, error: BaseException, refusal: ErrorAnswer, request_id: str) -> None:
+async def _refuse(call: Call, error: BaseException, refusal: ErrorAnswer, request_id: str, limits: bytes) -> None:
     unread = call.more_body
     if unread:
         call.keep_alive = False
     # The framing is the call's to add.
     headers = [header for header in refusal.headers if header[0] != b"content-length"]
     headers.append((b"x-request-id", request_id.encode()))
-    call.start(refusal.status, b"".join(b"%b: %b\r\n" % header for header in headers), len(refusal.body))
+    lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+    call.start(refusal.status, lines + limits, len(refusal.body))
     if not unread or isinstance(error, BodyTimeout):
         call.finish(refusal.body)
         return

@@ -8,6 +8,7 @@ Neighbours: dataplane.py (calls this), errors.py (what a refusal looks like).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,10 @@ from gateway.media import check_media
 COMPLETION_TOKENS = 16
 # A prompt of any length has few brackets; ten megabytes of them cost seconds and half a gigabyte to decode.
 MAX_BRACKETS = 200_000
+# Nor has it many keys and texts, or fields; and no model reads more tokens, which may come as numbers.
+MAX_TEXTS = 200_000
+MAX_VALUES = 1 << 20
+MAX_FIELDS = 1000
 
 # Whichever of its kind an engine goes by, what it may produce is at most the largest. n_predict and n_cmpl are
 # llama-server's own, which it heeds before OpenAI's.
@@ -107,6 +112,9 @@ def decode(
         check_media(body, document)
     if cache_salt:
         body = _salted(body, document, cache_salt)
+    if stream and options is None:
+        # What the engine counted is what limits and metrics go by; the relay keeps it from who did not ask for it.
+        body = _with(body, b'"stream_options":{"include_usage":true}')
     return InferenceRequest(
         operation, model, body, bool(stream), request_id, include_usage, cap, choices, features=features
     )
@@ -126,9 +134,14 @@ def capped(request: InferenceRequest, most_tokens: int, usual_tokens: int) -> tu
     room = max(most_tokens // request.choices, 1)
     if request.operation is Operation.COMPLETION:
         room = min(room, COMPLETION_TOKENS)
-    # Behind everything else: of a field that is there twice, as null before, readers take the last.
-    body = b'%b,"max_tokens":%d}' % (request.body[: request.body.rindex(b"}")], room)
+    body = _with(request.body, b'"max_tokens":%d' % room)
     return request._replace(body=body, max_output_tokens=room), min(room, usual_tokens)
+
+
+def _with(body: bytes, field: bytes) -> bytes:
+    """`body`, an object that has something in it, and `field` behind everything else: of one that is there twice, as
+    null before, readers take the last."""
+    return b"%b,%b}" % (body[: body.rindex(b"}")], field)
 
 
 _NO_FEATURES: frozenset[str] = frozenset()
@@ -172,6 +185,8 @@ def _parse(body: bytes) -> tuple[tuple[str, Any], ...]:
     brackets = len(body) - len(body.translate(None, b"[{"))
     if brackets > MAX_BRACKETS:
         raise InvalidBody(f"The body has more than {MAX_BRACKETS} arrays and objects.")
+    if len(body) > MAX_TEXTS:
+        _check_large(body)
     try:
         document = _json(body.decode())
     except UnicodeDecodeError as error:
@@ -192,6 +207,18 @@ def _parse(body: bytes) -> tuple[tuple[str, Any], ...]:
     if b"\\" in body and b"\\u" in body and _has_lone_surrogate(document):
         raise InvalidBody("The body holds half of a surrogate pair (\\ud800 to \\udfff), which is not text.")
     return document
+
+
+# One that does not end goes to the end of the body: looked for from each of its quotes, it would cost its square.
+_TEXT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+
+
+def _check_large(body: bytes) -> None:
+    # Each text has two quotes, and those inside of texts are escaped.
+    if body.count(b'"') - body.count(b'\\"') > 2 * MAX_TEXTS:
+        raise InvalidBody(f"The body has more than {MAX_TEXTS} keys and texts.")
+    if body.count(b",") > MAX_VALUES and _TEXT.sub(b"", body).count(b",") > MAX_VALUES:
+        raise InvalidBody(f"The body has more than {MAX_VALUES} values.")
 
 
 def _json(text: str) -> Any:
@@ -223,6 +250,8 @@ def _has_lone_surrogate(document: Any) -> bool:
 def _envelope(document: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
     """The envelope's fields. What one reader takes for `model` another must not take for something else: a field given
     twice, or once more in other letters (some JSON readers ignore case), is refused."""
+    if len(document) > MAX_FIELDS:
+        raise InvalidBody(f"The body has more than {MAX_FIELDS} fields.")
     found: dict[str, Any] = {}
     for key, value in document:
         if key in _ENVELOPE:

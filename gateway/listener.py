@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from backends.base import Operation
 from gateway.auth import CERTIFICATE
+from gateway.bodies import Bodies
 from gateway.call import Call
 from gateway.crowd import Crowd
 from gateway.dataplane import INFERENCE, DataPlane, Front
@@ -49,12 +50,13 @@ class _Refused(Exception):
 
 
 class ClientConnection(HttpToolsProtocol):
-    """`front`, `paths`, `max_connections` and `crowd` are set by `connection_class`."""
+    """`front`, `paths`, `max_connections`, `crowd` and `bodies` are set by `connection_class`."""
 
     front: DataPlane
     paths: Mapping[bytes, Operation]
     max_connections = 0
     crowd = Crowd()
+    bodies = Bodies()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -285,9 +287,12 @@ def _disconnect(cycle: RequestResponseCycle | Call) -> None:
         cycle.message_event.set()
 
 
-def connection_class(front: Front, max_connections: int, crowd: Crowd | None = None) -> type[ClientConnection]:
+def connection_class(
+    front: Front, max_connections: int, crowd: Crowd | None = None, bodies: Bodies | None = None
+) -> type[ClientConnection]:
     """The protocol class for a listener of `front` that holds at most `max_connections`, as many from each address as
-    `crowd` says. Calls are made only where the front serves them."""
+    `crowd` says, and as much of request bodies as `bodies`. Calls are made only where the front serves them."""
     paths = _PATHS if isinstance(front, DataPlane) else {}
-    members = {"front": front, "paths": paths, "max_connections": max_connections, "crowd": crowd or Crowd()}
+    members = {"front": front, "paths": paths, "max_connections": max_connections}
+    members |= {"crowd": crowd or Crowd(), "bodies": bodies or Bodies()}
     return type("BoundedConnection", (ClientConnection,), members)

@@ -36,21 +36,9 @@ Payer = Principal | Account
 # TAG, AT, REQUESTS, TOKENS and DAY, read in one piece.
 _HEAD = Struct("5q")
 
-BYTES_PER_TOKEN = 4
-
 
 class _Moved(Exception):
     """Another key has the slot."""
-
-
-def estimate_tokens(body_bytes: int, output_cap: int | None, n: int, default_output_tokens: int) -> int:
-    """What a request is likely to cost at most: the prompt by its length, and `n` answers of `output_cap` tokens
-    (`default_output_tokens` where the client named none)."""
-    cap = default_output_tokens if output_cap is None else output_cap
-    tokens = -(-body_bytes // BYTES_PER_TOKEN)
-    if cap > 0:
-        tokens += cap * n if n > 1 else cap
-    return tokens if tokens < MAX_TOKENS else MAX_TOKENS
 
 
 class Reservation:
@@ -118,6 +106,20 @@ class RateLimiter:
             if cap is not None and (most is None or cap < most):
                 most = cap
         return most
+
+    def look(self, principal: Principal) -> None:
+        """Takes nothing. Raises RateLimited where `reserve` would for any request of `principal`."""
+        if principal.limits.counts_nothing:
+            return
+        self._find((principal,))
+        slot = principal.slot
+        self._store.lock(slot.number)
+        try:
+            now_ns = self._clock_ns()
+            self._store.advance(slot.base, now_ns // PART_NS)
+            self._check_all((principal,), 1, now_ns)
+        finally:
+            self._store.unlock(slot.number)
 
     def reserve(self, principal: Principal, estimated_tokens: int, model: str = "") -> Reservation:
         """Takes one request, the estimated tokens and one of the concurrent places, or nothing at all.

@@ -1,8 +1,8 @@
 """One inference call from its first body byte to its last answer byte, and the one place that lets go of everything.
 
 Chunks are passed on unparsed; the client's leaving cancels whatever is waited for. Neighbours: call.py (the client's
-side), door.py and ratelimit.py (who may), intake.py (body to request), events.py (where an SSE event ends), farewell.py
-(what a failure is told as), head.py (header lines), record.py (metrics and log).
+side), door.py and ratelimit.py (who may), cost.py (what it takes), intake.py (body to request), events.py (where an SSE
+event ends), farewell.py (what a failure is told as), head.py (header lines), record.py (metrics and log).
 """
 
 from __future__ import annotations
@@ -10,28 +10,22 @@ from __future__ import annotations
 import asyncio
 from time import perf_counter
 
-from backends.base import BackendResponse, InferenceRequest, Usage
-from backends.errors import (
-    BackendError,
-    BackendOverloaded,
-    BackendProtocolError,
-    BackendTimeout,
-    BackendUnavailable,
-)
+from backends.base import BackendResponse, InferenceRequest
+from backends.errors import BackendError, BackendProtocolError, BackendTimeout
 from backends.sse import UsageSniffer, usage_of
 from config.schema import ServerSettings
 from gateway import intake
 from gateway.auth import Principal, check_model, salt_of
 from gateway.call import Call
+from gateway.cost import estimate_tokens, settle
 from gateway.door import Door, Reserved
 from gateway.errors import BodyTimeout, ClientGone, ShuttingDown, SignerUnknown, answer
-from gateway.events import WholeEvents
+from gateway.events import WholeEvents, without_usage
 from gateway.farewell import tell
 from gateway.head import SSE_HEADERS, answer_head, tell_position
 from gateway.pace import Pace
-from gateway.ratelimit import estimate_tokens
 from gateway.record import Journal, Record, report
-from routing.errors import Overloaded, Unavailable
+from routing.errors import Overloaded
 from routing.routed import Routed
 from routing.router import Router
 from routing.ticket import Ticket
@@ -73,7 +67,7 @@ class Relay:
             record.status = refusal.status
             self._journal.settle(record)
             report(record)
-            await tell(call, failure, refusal, request_id, in_events=exchange.is_sse)
+            await tell(call, failure, refusal, request_id, exchange.limit_lines(), in_events=exchange.is_sse)
         finally:
             call.end()
 
@@ -81,7 +75,7 @@ class Relay:
 class _Exchange:
     """The state of one request between client and upstream."""
 
-    __slots__ = ("_call", "_journal", "_pace", "_reservation", "_settings", "is_sse", "record")
+    __slots__ = ("_call", "_hides_usage", "_journal", "_pace", "_reservation", "_settings", "is_sse", "record")
 
     def __init__(self, settings: ServerSettings, record: Record, call: Call, journal: Journal) -> None:
         self.record = record
@@ -89,6 +83,7 @@ class _Exchange:
         self._settings = settings
         self._call = call
         self.is_sse = False
+        self._hides_usage = False
         self._reservation: Reserved | None = None
         self._pace: Pace | None = None
 
@@ -102,8 +97,7 @@ class _Exchange:
         record.key = principal.name
         intake.check_headers(headers, self._settings.max_body_bytes)
         if call.more_body:
-            call.expect(self._settings.body_timeout_seconds, _body_too_late)
-            await call.whole_body(self._settings.max_body_bytes)
+            await self._wait_for_body(door, principal)
         request = self._decode(headers, principal)
         record.arrived = arrived = perf_counter()
         call.expect(self._settings.response_timeout_seconds, self._too_late)
@@ -127,26 +121,24 @@ class _Exchange:
             record.ticket = ticket = Ticket(principal.name, principal.tier, session, notify)
             routed = await router.dispatch(request, ticket)
             ticket.notify = None  # or all of a stream would be left to the garbage collector
+            del request  # nobody needs it any more, and a stream may last for an hour
+            if call.held:
+                call.let_go_of_body()
         except BackendError as error:
             record.backend = error.backend
             raise
         await self._pass_on(routed)
 
+    async def _wait_for_body(self, door: Door, principal: Principal) -> None:
+        if door.shared is None:
+            # A long body is not read for a key that is at its limits. Redis is asked once, for the whole request.
+            door.limiter.look(principal)
+        self._call.expect(self._settings.body_timeout_seconds, _body_too_late)
+        await self._call.whole_body(self._settings.max_body_bytes)
+
     def settle(self) -> None:
-        """Corrects what was reserved to what the request took: as the engine reported it, or nothing where no answer
-        began and no engine was left alone with it. A stream that says nothing about it, or was cut before, has about
-        one token in each event."""
-        reservation, record = self._reservation, self.record
-        if record.usage is None and self._pace is not None and record.first_byte is not None:
-            record.usage = Usage(estimate_tokens(record.bytes_in, 0, 1, 0), self._pace.tokens)
-        if reservation is None:
-            return
-        if record.usage is not None:
-            reservation.settle(record.usage.prompt_tokens + record.usage.completion_tokens)
-        elif record.first_byte is None and not record.left_an_engine:
-            reservation.settle(0, served=not isinstance(record.error, _UNSERVED))
-        else:
-            reservation.settle(None)
+        """Settles what was reserved for it, once it is over."""
+        settle(self.record, self._reservation, self._pace)
 
     def _decode(self, headers: Headers, principal: Principal) -> InferenceRequest:
         limit = self._settings.max_body_bytes
@@ -157,6 +149,7 @@ class _Exchange:
         record.bytes_in = len(body)
         media, salt = self._settings.remote_media, salt_of(principal) if self._settings.isolate_caches else ""
         request = intake.decode(body, record.operation, record.request_id, remote_media=media, cache_salt=salt)
+        self._hides_usage = not request.include_usage
         traceparent = headers.get(b"traceparent")
         if traceparent is None and self._journal.tracer is None:
             return request
@@ -165,9 +158,10 @@ class _Exchange:
 
     def _ping(self, position: int) -> None:
         self.is_sse = True
-        tell_position(self._call, self.record, position, self._limit_lines())
+        tell_position(self._call, self.record, position, self.limit_lines())
 
-    def _limit_lines(self) -> bytes:
+    def limit_lines(self) -> bytes:
+        """The key's x-ratelimit lines since its limits have been asked."""
         return b"" if self._reservation is None else self._reservation.header_lines()
 
     async def _pass_on(self, routed: Routed) -> None:
@@ -216,6 +210,8 @@ class _Exchange:
                 call.progress()
                 sniffer.feed(chunk)
                 ready = events.feed(chunk)
+                if sniffer.usage is not None and self._hides_usage:
+                    ready = without_usage(ready)
                 if not ready:
                     continue
                 call.write(ready)
@@ -277,7 +273,7 @@ class _Exchange:
         record.stage = "streaming"
         if self._call.response_started:
             return  # while it waited
-        head = answer_head(record, response.content_type, self._limit_lines(), extra)
+        head = answer_head(record, response.content_type, self.limit_lines(), extra)
         self._call.start(response.status, head, content_bytes)
 
     def _too_late(self) -> Exception:
@@ -294,7 +290,3 @@ class _Exchange:
 
 def _body_too_late() -> Exception:
     return BodyTimeout("The request body did not arrive in time.")
-
-
-# What says that nobody began: the request is given back, for waiting until a model is loaded should burn nothing.
-_UNSERVED = (BackendUnavailable, BackendOverloaded, Overloaded, Unavailable)

@@ -23,6 +23,7 @@ from gateway import log
 from gateway.admin import AdminListener, AdminPlane
 from gateway.app import create_app
 from gateway.bind import ListenError, bind
+from gateway.bodies import Bodies
 from gateway.crowd import Crowd
 from gateway.dataplane import DataPlane
 from gateway.lastcall import LAST_CALL_SECONDS, admit_no_more
@@ -98,7 +99,8 @@ class GatewayServer(uvicorn.Server):
         self._hurried = asyncio.Event()
         self.failed = False
         crowd = Crowd(settings.server.max_connections_per_address, settings.server.trusted_proxies)
-        connection = connection_class(app, settings.server.max_connections, crowd)
+        bodies = Bodies(settings.server.max_bodies_bytes)
+        connection = connection_class(app, settings.server.max_connections, crowd, bodies)
         super().__init__(
             uvicorn.Config(
                 app,

@@ -106,6 +106,7 @@ def _share_of(settings: Settings, workers: int) -> Settings:
     most = settings.server.max_connections_per_address
     shares = {
         "max_connections": math.ceil(settings.server.max_connections / workers),
+        "max_bodies_bytes": math.ceil(settings.server.max_bodies_bytes / workers),
         "max_connections_per_address": None if most is None else math.ceil(most / workers),
     }
     server = settings.server.model_copy(update=shares)

@@ -23,11 +23,12 @@ from contextlib import contextmanager, suppress
 from config.limits import LimitSettings, LimitsSettings
 from config.schema import Settings
 from gateway.auth import Authenticator, Principal, principals
+from gateway.cost import estimate_tokens
 from gateway.errors import RateLimited
 from gateway.keys import hash_of, new_key
 from gateway.keysfile import KeyEntry, KeysFile
 from gateway.limits import Limits
-from gateway.ratelimit import RateLimiter, estimate_tokens
+from gateway.ratelimit import RateLimiter
 from gateway.ratelimit_store import LimitStore
 
 KEYS = 1000

@@ -18,6 +18,7 @@ from config.edge import AdminSettings
 from config.schema import GgufSettings, ModelSettings, ServerSettings, Settings
 from gateway.admin import AdminPlane
 from gateway.app import create_app
+from gateway.bodies import Bodies
 from gateway.crowd import Crowd
 from gateway.dataplane import DataPlane
 from gateway.health import Readiness
@@ -207,7 +208,8 @@ async def _listening(
 ) -> AsyncIterator[tuple[int, ServerState]]:
     """What uvicorn's Server does, without its ticking: a test should not wait a tenth of a second to end."""
     crowd = Crowd(settings.server.max_connections_per_address, settings.server.trusted_proxies)
-    http: Any = connection_class(app, settings.server.max_connections, crowd)
+    bodies = Bodies(settings.server.max_bodies_bytes)
+    http: Any = connection_class(app, settings.server.max_connections, crowd, bodies)
     if certificates is not None:
         http = over_tls(http, certificates)
     config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", http=http)

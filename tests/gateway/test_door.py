@@ -11,7 +11,13 @@ import httpx
 import pytest
 
 from backends.base import Usage
-from backends.errors import BackendError, BackendLoading, BackendOverloaded, BackendUnavailable
+from backends.errors import (
+    BackendError,
+    BackendLoading,
+    BackendOverloaded,
+    BackendProtocolError,
+    BackendUnavailable,
+)
 from gateway.keys import hash_of, new_key
 from tests.fakes import FakeBackend, chat_body, chat_events
 from tests.gateway.running import CHAT, Gateway, body, request, serving
@@ -233,3 +239,21 @@ async def test_waiting_for_a_model_burns_no_limit(tmp_path: Path, error: Backend
         backend.before = ()
         assert (await ask(gateway, max_tokens=900)).status_code == 200
         assert (await ask(gateway, max_tokens=900)).status_code == 429
+
+
+async def test_a_failure_has_the_headers_too(tmp_path: Path) -> None:
+    backend = FakeBackend(before=[BackendProtocolError("It broke.")])
+    async with serving(backend, edge=edge(tmp_path, requests_per_minute=5, tokens_per_minute=10_000)) as gateway:
+        answer = await ask(gateway, max_tokens=1000)
+        assert answer.status_code == 502
+        assert remaining(answer, "requests") == 4
+        assert remaining(answer, "tokens") == 10_000 - 1000 - -(-len(answer.request.content) // 4)
+
+
+async def test_a_long_body_is_not_read_for_a_key_that_is_at_its_limits(tmp_path: Path) -> None:
+    async with serving(FakeBackend(), edge=edge(tmp_path, requests_per_minute=1)) as gateway:
+        assert (await ask(gateway)).status_code == 200
+        async with gateway.connection() as (reader, writer):
+            writer.write(request(b'{"model":', f"x-api-key: {ALICE}", "content-length: 9000000"))
+            assert (await reader.readline()).startswith(b"HTTP/1.1 429 ")
+            assert b"x-ratelimit-remaining-requests: 0\r\n" in await reader.readuntil(b"\r\n\r\n")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.errors import BackendProtocolError
-from gateway.events import MAX_HELD_BYTES, WholeEvents, is_opening
+from gateway.events import MAX_HELD_BYTES, WholeEvents, is_opening, without_usage
 
 DONE = b"data: [DONE]\n\n"
 
@@ -68,6 +68,41 @@ def test_what_only_looks_like_the_end_marker_is_none(end: bytes) -> None:
     _, events = cut(b"data: 1\n\n" + end)
     events.finish()
     assert not events.done
+
+
+USAGE = b'data: {"id":"1","choices":[],"usage":{"prompt_tokens":3,"prompt_tokens_details":{"cached_tokens":1}}}\n\n'
+TOKEN = b'data: {"choices":[{"delta":{"content":"a"}}],"usage":null}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("events", "kept"),
+    [
+        (TOKEN + USAGE + DONE, TOKEN + DONE),
+        (USAGE, b""),
+        (USAGE.replace(b"\n", b"\r\n") + DONE, DONE),
+        (USAGE.replace(b":[],", b" : [ ] ,").replace(b'"usage":', b'"usage": ') + DONE, DONE),
+        (b"event: message\n" + USAGE + DONE, DONE),
+        (TOKEN + USAGE + USAGE + DONE, TOKEN + DONE),
+    ],
+    ids=["between others", "alone", "crlf", "spaced", "of two lines", "twice"],
+)
+def test_event_with_the_usage_alone_is_kept_from_who_did_not_ask(events: bytes, kept: bytes) -> None:
+    assert without_usage(events) == kept
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        TOKEN + DONE,
+        b'data: {"choices":[{"delta":{"content":"a"}}],"usage":{"prompt_tokens":3}}\n\n' + DONE,
+        b'data: {"choices":[],"prompt_filter_results":[],"usage":null}\n\n',
+        b'data: {"choices":[{"delta":{"content":"\\"choices\\":[] \\"usage\\":{"}}]}\n\n',
+        b": ping\n\n",
+    ],
+    ids=["no usage", "with a token", "another event without choices", "in a text", "comment"],
+)
+def test_no_other_event_is_kept_from_anybody(events: bytes) -> None:
+    assert without_usage(events) == events
 
 
 ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'

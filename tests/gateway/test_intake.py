@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from backends.base import Operation
 from gateway.errors import BodyTooLarge, InvalidBody, UnsupportedMedia
-from gateway.intake import MAX_BRACKETS, check_headers, decode
+from gateway.intake import MAX_BRACKETS, MAX_FIELDS, MAX_TEXTS, MAX_VALUES, check_headers, decode
 
 
 def chat(body: bytes) -> Any:
@@ -24,6 +24,34 @@ def test_body_is_kept_as_it_came() -> None:
     request = chat(body)
     assert request.body is body
     assert (request.model, request.stream, request.include_usage) == ("m", True, True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m","stream":true}',
+        b' {"model":"m", "stream_options":null, "stream":true } ',
+        b'{"stream":true,"model":"}"}',
+    ],
+    ids=repr,
+)
+def test_streams_are_asked_for_their_usage(body: bytes) -> None:
+    request = chat(body)
+    assert not request.include_usage
+    assert json.loads(request.body) == json.loads(body) | {"stream_options": {"include_usage": True}}
+
+
+def test_commas_of_a_text_are_no_values() -> None:
+    text = '1,"2",\\,' * MAX_VALUES
+    assert json.loads(chat(json.dumps({"model": "m", "prompt": text}).encode()).body)["prompt"] == text
+
+
+@pytest.mark.parametrize("options", [{}, {"include_usage": False}, {"include_usage": None}], ids=str)
+def test_a_client_that_says_itself_what_it_wants_of_usage_is_not_overruled(options: dict[str, Any]) -> None:
+    body = json.dumps({"model": "m", "stream": True, "stream_options": options}).encode()
+    request = chat(body)
+    assert request.body is body
+    assert not request.include_usage
 
 
 @pytest.mark.parametrize(
@@ -54,6 +82,10 @@ def test_not_streaming_is_the_default(fields: dict[str, Any]) -> None:
         (b'{"model":"m","x":' + b"[" * 100_000, None, "nested too deeply"),
         (b'{"model":"m","x":' + b'{"a":' * 100_000, None, "nested too deeply"),
         (b'{"model":"m","x":[' + b"[]," * MAX_BRACKETS + b"1]}", None, "arrays and objects"),
+        (b'{"model":"m","x":{' + b'"a":1,' * (MAX_TEXTS) + b'"b":1}}', None, "keys and texts"),
+        (b'{"model":"m","x":{' + b'"\\\\":1,' * (2 * MAX_TEXTS) + b'"b":1}}', None, "keys and texts"),
+        (b'{"model":"m","x":["a\\"",' + b"1," * MAX_VALUES + b"1]}", None, "values"),
+        (b'{"model":"m"' + b',"x":1' * MAX_FIELDS + b"}", None, "fields"),
         (b'{"model":"m","x":["\\ud800"]}', None, "surrogate"),
         (b'{"model":"m","\\udc00":1}', None, "surrogate"),
         (b'{"model":"\\ud83d"}', None, "surrogate"),

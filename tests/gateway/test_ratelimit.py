@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.cost import estimate_tokens
 from gateway.errors import RateLimited, TooManyTokens, answer
 from gateway.limits import Limits
-from gateway.ratelimit import estimate_tokens
 from gateway.ratelimit_store import LimitStore
 from gateway.windows import MAX_TOKENS, duration
 from tests.gateway.metering import Meter, fields, left
@@ -217,6 +217,30 @@ def test_concurrent_requests_are_counted_until_they_are_settled() -> None:
     third.settle(5)
     meter.reserve()
     meter.reserve()
+
+
+@pytest.mark.parametrize(
+    ("limits", "limit"),
+    [
+        (Limits(requests_per_minute=1), "requests"),
+        (Limits(concurrent=1), "concurrent"),
+        (Limits(tokens_per_minute=10), "tokens"),
+        (Limits(tokens_per_day=10), "tokens_per_day"),
+    ],
+    ids=["requests", "concurrent", "tokens", "tokens per day"],
+)
+def test_looking_takes_nothing_and_says_when_nobody_comes_in(limits: Limits, limit: str) -> None:
+    meter = Meter(limits)
+    for _ in range(3):
+        meter.limiter.look(meter.principal)
+    reservation = meter.reserve(10)
+    with pytest.raises(RateLimited) as caught:
+        meter.limiter.look(meter.principal)
+    assert caught.value.limit == limit
+    reservation.settle(None)
+    meter.clock.pass_seconds(90_000)
+    meter.limiter.look(meter.principal)
+    meter.reserve(10)
 
 
 def test_asking_for_too_much_at_once_is_a_bad_request_and_costs_nothing() -> None:

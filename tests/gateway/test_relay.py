@@ -25,6 +25,8 @@ from tests.fakes import FakeBackend, Step, chat_body, chat_events
 from tests.gateway.running import CHAT, JSON, body, request, serving
 
 EVENTS = chat_events("Hel", "lo", usage=Usage(5, 2, 1))
+# A stream that gets all of them.
+STREAM: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
 
 
 def events(text: str) -> list[Any]:
@@ -75,7 +77,7 @@ async def test_length_is_passed_on_and_connection_headers_are_not() -> None:
 
 async def test_stream_is_passed_on_byte_for_byte() -> None:
     async with serving(FakeBackend(script=EVENTS)) as gateway:
-        response = await gateway.chat(stream=True)
+        response = await gateway.chat(**STREAM)
         assert response.content == b"".join(EVENTS)
         assert response.headers["content-type"] == "text/event-stream"
         assert response.headers["x-accel-buffering"] == "no"
@@ -83,10 +85,23 @@ async def test_stream_is_passed_on_byte_for_byte() -> None:
         assert "content-length" not in response.headers
 
 
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+async def test_usage_that_nobody_asked_for_is_counted_and_not_shown(size: int) -> None:
+    events = b"".join(chat_events("Hel", "lo", usage=Usage(31, 17)))
+    backend = FakeBackend(script=[events[start : start + size] for start in range(0, len(events), size)])
+    async with serving(backend) as gateway:
+        response = await gateway.chat(stream=True)
+        assert response.content == b"".join(chat_events("Hel", "lo"))
+        assert (await gateway.chat(**STREAM)).content == events
+        await gateway.settled()
+        tokens = {(line["prompt_tokens"], line["completion_tokens"]) for line in gateway.lines()}
+        assert tokens == {(31, 17)}
+
+
 async def test_events_reach_the_client_before_the_next_one_exists() -> None:
     more = asyncio.Event()
     async with serving(FakeBackend(script=[EVENTS[0], more, *EVENTS[1:]])) as gateway:
-        async with asyncio.timeout(5), gateway.client.stream("POST", CHAT, json=body(stream=True)) as response:
+        async with asyncio.timeout(5), gateway.client.stream("POST", CHAT, json=body(**STREAM)) as response:
             pieces = response.aiter_raw()
             assert await anext(pieces) == EVENTS[0]
             assert gateway.upstream.in_flight == 1
@@ -256,7 +271,7 @@ async def test_error_event_of_the_engine_is_a_failure_of_the_engine(script: list
 
 async def test_engine_that_dies_after_its_last_event_has_said_everything() -> None:
     async with serving(FakeBackend(script=[*EVENTS, BackendProtocolError("no final chunk")])) as gateway:
-        response = await gateway.chat(stream=True)
+        response = await gateway.chat(**STREAM)
         assert response.content == b"".join(EVENTS)
         assert gateway.lines()[0]["status"] == 200
 
@@ -279,7 +294,7 @@ async def test_json_answer_cut_later_breaks_the_connection() -> None:
 
 async def test_traffic_is_counted() -> None:
     async with serving(FakeBackend(script=EVENTS)) as gateway:
-        await gateway.chat(stream=True, model="alias")
+        await gateway.chat(**STREAM, model="alias")
         await gateway.chat(stream=True)
         pair = {"model": "fake", "backend": "fake"}
         assert await gateway.metric("upshift_requests_total", **pair, operation="chat", code="200") == 2
@@ -295,7 +310,7 @@ async def test_traffic_is_counted() -> None:
         [line, _] = gateway.lines()
         assert (line["prompt_tokens"], line["completion_tokens"]) == (5, 2)
         assert line["bytes_out"] == len(b"".join(EVENTS))
-        assert line["bytes_in"] == len(json.dumps(body(stream=True, model="alias"), separators=(",", ":")))
+        assert line["bytes_in"] == len(json.dumps(body(**STREAM, model="alias"), separators=(",", ":")))
         assert line["first_byte_ms"] <= line["duration_ms"]
 
 

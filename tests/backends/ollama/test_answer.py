@@ -98,7 +98,7 @@ def test_thoughts_and_logprobs_come_along() -> None:
     choice = whole(data)["choices"][0]
     assert choice["message"] == {"role": "assistant", "content": "Hi", "reasoning": "Hm"}
     assert choice["logprobs"] == {"content": logprobs}
-    choices = [event["choices"][0] for event in streamed(data)]
+    choices = [event["choices"][0] for event in streamed(data) if event["choices"]]
     assert [choice["delta"].get("reasoning") for choice in choices] == [None, "Hm", None, None]
     assert choices[2]["logprobs"] == {"content": logprobs}
 
@@ -111,7 +111,9 @@ def test_completion_has_text() -> None:
         "Once",
         "length",
     )
-    choices = [event["choices"][0] for event in streamed(data, operation=Operation.COMPLETION)]
+    *events, last = streamed(data, operation=Operation.COMPLETION)
+    assert last["choices"] == []
+    choices = [event["choices"][0] for event in events]
     assert [(choice["text"], choice["finish_reason"]) for choice in choices] == [("Once", None), ("", "length")]
 
 

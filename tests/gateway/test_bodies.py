@@ -1,0 +1,89 @@
+"""However many large bodies come at once, what they take together stays within what was set."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tracemalloc
+
+import pytest
+
+from gateway.listener import ClientConnection
+from tests.fakes import FakeBackend, chat_events
+from tests.gateway.running import Gateway, body, request, serving
+
+LARGE = json.dumps(body(text="a" * 600_000)).encode()
+
+
+def held(gateway: Gateway) -> int:
+    [connection, *_] = [each for each in gateway.state.connections if isinstance(each, ClientConnection)]
+    return connection.bodies.held
+
+
+async def until_held(gateway: Gateway, least: int) -> None:
+    async with asyncio.timeout(10):
+        while held(gateway) < least:  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("sent_whole", [True, False], ids=["whole", "begun"])
+async def test_one_more_large_body_than_there_is_room_for_is_refused(sent_whole: bool) -> None:
+    go = asyncio.Event()
+    backend = FakeBackend(before=[go])
+    async with serving(backend, max_bodies_bytes=1_000_000) as gateway, gateway.connection() as (first, writer):
+        writer.write(request(LARGE) if sent_whole else request(LARGE)[:-1])
+        await until_held(gateway, 600_000)
+        refused = await gateway.client.post(
+            "/v1/chat/completions", content=LARGE, headers={"content-type": "application/json"}
+        )
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+        assert refused.headers["retry-after"] == "1"
+        # A small one is none of those.
+        small = asyncio.create_task(gateway.chat())
+        if not sent_whole:
+            writer.write(LARGE[-1:])
+        go.set()
+        assert (await small).status_code == 200
+        assert (await first.readline()).startswith(b"HTTP/1.1 200 ")
+        assert held(gateway) == 0
+        assert (
+            await gateway.client.post(
+                "/v1/chat/completions", content=LARGE, headers={"content-type": "application/json"}
+            )
+        ).status_code == 200
+
+
+async def test_one_body_alone_may_be_as_large_as_any() -> None:
+    async with serving(FakeBackend(), max_bodies_bytes=100_000) as gateway:
+        assert (await gateway.chat(text="a" * 4_000_000)).status_code == 200
+
+
+@pytest.mark.parametrize("ends", ["client leaves", "too large", "not json"])
+async def test_nothing_is_held_for_whoever_is_gone(ends: str) -> None:
+    backend = FakeBackend(before=[asyncio.Event()])
+    async with serving(backend, max_body_bytes=2_000_000) as gateway, gateway.connection() as (watching, watcher):
+        watcher.write(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        await watching.readuntil(b"}")
+        async with gateway.connection() as (reader, writer):
+            if ends == "client leaves":
+                writer.write(request(LARGE)[:-1])
+                await until_held(gateway, 600_000)
+            else:
+                writer.write(request(LARGE * (5 if ends == "too large" else 1) + b"x"))
+                assert (await reader.readline()).startswith(b"HTTP/1.1 4")
+        await gateway.settled()
+        assert held(gateway) == 0
+
+
+async def test_a_stream_does_not_keep_the_prompt_in_memory() -> None:
+    never = asyncio.Event()
+    backend = FakeBackend(script=[chat_events("Hel")[0], never])
+    tracemalloc.start()
+    try:
+        async with serving(backend) as gateway, gateway.connection() as (reader, writer):
+            writer.write(request(json.dumps(body(stream=True, text="a" * 8_000_000)).encode()))
+            await reader.readuntil(b"Hel")
+            backend.requests.clear()
+            assert tracemalloc.get_traced_memory()[0] < 7_000_000
+    finally:
+        tracemalloc.stop()
