@@ -22,6 +22,8 @@ from tests.e2e.witness import Witness, witnessing
 from tests.engine import wait_for
 from tests.redis_server import running_redis
 
+pytestmark = pytest.mark.waits
+
 REQUESTS, TOKENS, CONCURRENT = 100, 10_000, 8
 SECONDS = 14.0
 # So long that what came first leaves the window, and as much comes again.
