@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +11,20 @@ from hypothesis import settings
 
 from backends.vllm.environment import default_folder, installed
 from tests.benchmarks.random_model import SHAPES, write_random_model
+from tests.canary import Watch
 from tests.engine import EngineUnderTest, running_engine
 from tests.vllm import VllmUnderTest, running_vllm
 
 # How long an example takes is the machine's affair: no test here is about time.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No run leaves a secret behind. As in the gateway's own log, httpx tells of no addresses: here a test's client
+    would."""
+    config.pluginmanager.register(Watch())
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")

@@ -16,12 +16,14 @@ import struct
 from collections.abc import Awaitable, Callable
 from typing import Self
 
+from tests import canary
+
 Fault = Callable[["Rogue", asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
-EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
+EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"%b"}}]}\n\n' % canary.ANSWER.encode()
 DONE = b"data: [DONE]\n\n"
 SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
-ANSWER = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": "x"}}]}).encode()
+ANSWER = json.dumps({"choices": [{"index": 0, "message": {"role": "assistant", "content": canary.ANSWER}}]}).encode()
 
 
 def whole(status: str, body: bytes = b"{}", *headers: str, kind: str = "application/json") -> bytes:

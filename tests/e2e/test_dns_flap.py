@@ -19,12 +19,13 @@ import httpx
 import pytest
 
 from tests.backends.vllm_shaped import Replica
+from tests.canary import PROMPT
 from tests.debian import unpacked
 from tests.e2e.gateway import GatewayUnderTest, running_gateway
 
 NAME = "vllm.test"
 CLIENTS = 6
-QUESTION = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+QUESTION = {"model": "m", "messages": [{"role": "user", "content": PROMPT}]}
 
 
 class Hosts:

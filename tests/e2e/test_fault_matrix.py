@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from tests.backends.vllm_shaped import Replica
+from tests.canary import PROMPT
 from tests.e2e.rogue import ANSWER, DONE, EVENT, SSE, Fault, Rogue, hanging, resetting, saying, whole
 from tests.gateway.running import CHAT, Gateway, serving
 
@@ -48,7 +49,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def question(**fields: Any) -> dict[str, Any]:
-    return {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **fields}
+    return {"model": "m", "messages": [{"role": "user", "content": PROMPT}], **fields}
 
 
 async def ask(gateway: Gateway, *, stream: bool = False) -> httpx.Response:

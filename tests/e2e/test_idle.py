@@ -19,12 +19,13 @@ from backends.hardware import Hardware
 from backends.launch import EnginePlan
 from backends.process import EngineProcess
 from config.schema import GgufSettings, ModelSettings, Settings
+from tests.canary import PROMPT
 from tests.e2e.gateway import GatewayUnderTest, engines_below, running_gateway
 from tests.engine import wait_for
 from tests.gateway.running import serving_settings
 
 CHAT = "/v1/chat/completions"
-QUESTION: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
+QUESTION: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 3}
 # The next request needs a new connection, for which the kernel chooses a worker anew.
 ONCE = {"connection": "close"}
 

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from deploy import dashboard
+from tests.canary import PROMPT
 from tests.e2e.gateway import GatewayUnderTest, running_gateway
 from tests.e2e.prometheus import RULES, Prometheus, free_port, promtool, scraping
 from tests.engine import wait_for
@@ -69,7 +70,7 @@ def traffic(url: str) -> Iterator[None]:
 
 
 def _one_of_each(client: httpx.Client, number: int) -> None:
-    question = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
+    question = {"model": "m", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 8}
     headers = {"traceparent": TRACEPARENT}
     client.post(CHAT, json=question, headers=headers)
     streamed = {**question, "stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True}

@@ -13,11 +13,12 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.canary import PROMPT
 from tests.e2e.gateway import GatewayUnderTest, engines_below, running_gateway
 from tests.engine import wait_for
 
 CHAT = "/v1/chat/completions"
-QUESTION: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+QUESTION: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 2}
 STREAM = {**QUESTION, "stream": True, "max_tokens": 1500, "ignore_eos": True}
 RELOADS = 100
 CLIENTS = 4

@@ -18,11 +18,12 @@ from typing import Any
 import openai
 import pytest
 
+from tests.canary import PROMPT
 from tests.e2e.balancers import Balancer, haproxy, nginx
 from tests.e2e.gateway import GatewayUnderTest, running_gateway
 from tests.engine import wait_for
 
-QUESTION: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 16}
+QUESTION: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 16}
 START_SECONDS = 120.0
 
 

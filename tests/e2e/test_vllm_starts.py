@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from backends.vllm.demo import demo_folder
+from tests.canary import PROMPT
 from tests.e2e.gateway import GatewayUnderTest, children_of, running_gateway
 from tests.engine import is_alive, wait_for
 from tests.vllm import QUICK, START_SECONDS, ensure_installed, held_files, running_vllm
@@ -125,7 +126,7 @@ def test_nothing_is_left_of_a_start_that_is_cut_short(
 
 def test_vllm_is_stopped_when_idle_and_gguf_answers_while_it_starts_again(tmp_path: Path) -> None:
     config = f"profile: prod\nmodels:\n{_model('demo', f'source: demo, idle_stop_seconds: 2, {KV}, {QUICK}')}"
-    question = {"model": "demo", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
+    question = {"model": "demo", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 3}
     with running_vllm(tmp_path, config) as vllm:
         processes = vllm.processes().values()
         wait_for(lambda: vllm.state() == "stopped", START_SECONDS)

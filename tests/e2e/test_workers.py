@@ -21,10 +21,11 @@ import httpx
 import pytest
 
 from gateway.keys import hash_of, new_key
+from tests.canary import PROMPT
 from tests.e2e.gateway import GatewayUnderTest, children_of, engines_below, running_gateway
 from tests.engine import is_alive, wait_for
 
-QUESTION: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
+QUESTION: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 3}
 STREAM = {**QUESTION, "stream": True, "max_tokens": 900, "ignore_eos": True}
 CHAT = "/v1/chat/completions"
 # The next request needs a new connection, for which the kernel chooses a worker anew.

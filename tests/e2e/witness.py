@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from backends.base import Usage
+from tests.canary import ANSWER
 from tests.fakes import chat_body
 
 
@@ -44,7 +45,7 @@ class Witness:
         finally:
             self.running -= 1
         self.seen.append((int(body.get("user") or 0), time.monotonic_ns()))
-        return web.Response(body=chat_body(usage=self.usage), content_type="application/json")
+        return web.Response(body=chat_body(ANSWER, self.usage), content_type="application/json")
 
 
 async def _models(_: web.Request) -> web.Response:

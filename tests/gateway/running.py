@@ -29,6 +29,7 @@ from gateway.tls import Certificates
 from gateway.tls_link import over_tls
 from routing.upstream import Upstream
 from tests.backends.certificates import trusting
+from tests.canary import PROMPT, kinds
 from tests.fakes import FakeBackend
 
 CHAT = "/v1/chat/completions"
@@ -137,7 +138,7 @@ def _labels(sample: str) -> dict[str, str]:
 
 def body(**fields: Any) -> dict[str, Any]:
     """A chat request's JSON."""
-    return {"model": "fake", "messages": [{"role": "user", "content": "Hi"}], **fields}
+    return {"model": "fake", "messages": [{"role": "user", "content": PROMPT}], **fields}
 
 
 def request(payload: bytes | None = None, *headers: str, path: str = CHAT, method: str = "POST") -> bytes:
@@ -175,6 +176,7 @@ async def serving_settings(settings: Settings, make_backends: MakeBackends) -> A
         address = f"{'http' if certificates is None else 'https'}://127.0.0.1:{port}"
         async with httpx.AsyncClient(base_url=address, verify=trusting(), trust_env=False, timeout=10) as client:
             yield Gateway(app, port, client, state, access_log, written, settings, {}, certificates)
+    assert kinds("".join(written).encode()) == set(), "its access log has a secret"
 
 
 def served_model(name: str, *aliases: str) -> ModelSettings:
