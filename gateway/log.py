@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -167,13 +168,22 @@ def writer(stream: TextIO) -> Callable[[str], None]:
     return write
 
 
+# The text of an error that nobody expected may quote what was sent: keys of ours, whole tokens.
+_SECRETS = re.compile(r"up-[0-9A-Za-z]{39}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*")
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return _SECRETS.sub("***", super().format(record))
+
+
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {"time": _stamp(record.created), "event": "log"}
         line |= {"level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+        return _SECRETS.sub("***", json.dumps(line))
 
 
 def configure(form: Form = "auto", level: int = logging.INFO, stream: TextIO | None = None) -> None:
@@ -183,7 +193,7 @@ def configure(form: Form = "auto", level: int = logging.INFO, stream: TextIO | N
     """
     stream = stream or sys.stderr
     handler = logging.StreamHandler(stream)
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
+    plain = _Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
     handler.setFormatter(plain if _is_pretty(form, stream) else _JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

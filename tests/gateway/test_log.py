@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from gateway import log
+from gateway.keys import new_key
 from gateway.log import FLUSH_LINES, AccessLog
+from tests.canary import kinds
 
 LINE: dict[str, Any] = {
     "request_id": "r-1",
@@ -126,6 +128,26 @@ def test_log_is_json_where_nobody_watches() -> None:
     line = json.loads(stream.getvalue())
     assert (line["level"], line["logger"], line["message"]) == ("error", "x", "it broke")
     assert "ValueError: cause" in line["exception"]
+
+
+@pytest.mark.parametrize("form", ["json", "pretty"])
+def test_error_that_quotes_a_key_or_a_token_is_told_without(form: Any) -> None:
+    key, token = new_key(), "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbGljZSJ9.c2lnbmF0dXJl"
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    stream = io.StringIO()
+    try:
+        log.configure(form, stream=stream)
+        try:
+            raise ValueError({b"authorization": f"Bearer {key}".encode(), b"x-api-key": token})
+        except ValueError:
+            logging.getLogger("x").exception("%s broke it", key)
+    finally:
+        root.handlers[:], root.level = before
+    assert "ValueError" in stream.getvalue()
+    assert "Bearer ***" in stream.getvalue()
+    assert "*** broke it" in stream.getvalue()
+    assert kinds(stream.getvalue().encode()) == set()
 
 
 def test_log_is_plain_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
