@@ -14,7 +14,7 @@ from routing.signals import Signals, Stage
 
 # On the same cores the other engine has to be so much faster, and the last move so long ago, before the load moves:
 # that costs, and what is measured wavers. Meanwhile the engine shows what it does when it has warmed up to its load.
-CLEARLY = 0.8
+CLEARLY = 0.85
 DWELL_SECONDS = 1.0
 
 

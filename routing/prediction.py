@@ -17,6 +17,9 @@ _ALIVE = (Obstacle.NONE, Obstacle.FULL, Obstacle.RESTING)
 # first the doubt is small: one that nobody asks for a few seconds has not changed.
 DOUBT_SECONDS = 60.0
 _DOUBT = DOUBT_SECONDS**-2
+# One on the same cores is tried with the whole load of the model. What it is held against computes on the same cores,
+# and is measured all the time.
+_DOUBT_TOGETHER = (5 * DOUBT_SECONDS) ** -2
 
 # A line of text. By the first token alone an engine would be preferred that is there a moment earlier, and then writes
 # at a third of the other's speed.
@@ -36,11 +39,11 @@ def expected_seconds(signals: Signals, together: int = 0) -> list[float]:
     now = signals.now
     found = []
     for _, _, _, outstanding, slots, _, pace, _, _, shares, alone in signals.upstreams:
-        seconds = alone
-        if shares and together:
-            seconds = first_line_seconds(pace, together)
         age = now - pace.measured_at
-        seconds /= 1 + age * age * _DOUBT
+        if shares and together:
+            seconds = first_line_seconds(pace, together) / (1 + age * age * _DOUBT_TOGETHER)
+        else:
+            seconds = alone / (1 + age * age * _DOUBT)
         if outstanding >= slots:
             seconds += (outstanding + 1 - slots) / slots * (pace.service_seconds or 0.0)
         found.append(seconds)

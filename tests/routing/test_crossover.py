@@ -21,13 +21,13 @@ FASTEST = {"policy": "fastest"}
 Run = list[list[Request]]
 
 
-def run(routing: dict[str, Any], *, shared: bool, noise: float = 0.0, seed: int = 0) -> Run:
-    """All steps, each of 8 s, with engines as fast as the real ones on two cores (docs/routing.md)."""
+def run(routing: dict[str, Any], *, shared: bool, noise: float = 0.0, seed: int = 0, seconds: float = 8.0) -> Run:
+    """All steps, of 8 s each, with engines as fast as the real ones on two cores (docs/routing.md)."""
     gguf = Upstream(FakeBackend(GGUF), shares_cores=shared)
     vllm = Upstream(FakeBackend(VLLM), shares_cores=shared)
     engines = [Engine(gguf, 0.0002, 0.0004, 0.005), Engine(vllm, 0.0022, 0.00018, 0.003)]
     lab = Lab(plan(**routing), engines, seed=seed, noise=noise)
-    return [lab.step(clients, 8.0) for clients in STEPS]
+    return [lab.step(clients, seconds) for clients in STEPS]
 
 
 def whole(steps: Run) -> list[Request]:
@@ -69,6 +69,11 @@ def test_graduate_moves_once_there_and_once_back(*, shared: bool) -> None:
 def test_fastest_moves_rarely_between_engines_on_the_same_cores() -> None:
     """Once at first, to know the other one, and back; once there and once back with the load."""
     assert list(moves(whole(run(FASTEST, shared=True)))) == [(GGUF, VLLM), (VLLM, GGUF)] * 2
+
+
+def test_fastest_does_not_try_the_other_engine_again_and_again_under_a_long_load() -> None:
+    steps = run(FASTEST, shared=True, noise=0.5, seconds=30.0)
+    assert list(moves(whole(steps))) == [(GGUF, VLLM), (VLLM, GGUF)] * 2
 
 
 @pytest.mark.parametrize("seed", range(4))
