@@ -38,11 +38,12 @@ INFERENCE: dict[str, Operation] = {
 # the access log of a gateway that is little used.
 _ROUTINE = PROBES | {"/metrics"}
 
-_SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+# Harmless in headers and logs, and neither a key of ours nor a token that somebody has put there.
+_SAFE_ID = re.compile(rb"(?!up-[0-9A-Za-z]{39}|eyJ[\w-]+\.eyJ)[A-Za-z0-9._-]{1,128}")
 
 
 class RequestIds:
-    """Request ids: the client's own where it is harmless in headers and logs, else unique ones."""
+    """Request ids: the client's own where it may be repeated, else unique ones."""
 
     def __init__(self) -> None:
         self._prefix = f"req-{secrets.token_hex(8)}-"
