@@ -12,6 +12,7 @@ from typing import Any
 
 from backends.base import BackendResponse, BackendState, InferenceRequest, Usage
 from backends.errors import BackendError
+from tests.canary import ANSWER
 
 Step = bytes | asyncio.Event | BaseException
 
@@ -19,7 +20,7 @@ SSE_HEADERS = ((b"content-type", b"text/event-stream"),)
 JSON_HEADERS = ((b"content-type", b"application/json"),)
 
 
-def chat_body(text: str = "Hello", usage: Usage | None = None) -> bytes:
+def chat_body(text: str = ANSWER, usage: Usage | None = None) -> bytes:
     """A whole chat answer as an engine would send it."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
     body: dict[str, Any] = {"id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": "fake"}
@@ -120,7 +121,7 @@ class FakeBackend:
         script, headers = self.script, self.headers
         if script is None:
             usage = Usage(3, 2) if b'"include_usage"' in request.body else None
-            script = chat_events("Hel", "lo", usage=usage) if request.stream else [chat_body()]
+            script = chat_events(ANSWER[:-5], ANSWER[-5:], usage=usage) if request.stream else [chat_body()]
         if headers is None:
             headers = SSE_HEADERS if request.stream else JSON_HEADERS
         playing = _Playing(self, script)

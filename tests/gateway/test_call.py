@@ -30,7 +30,7 @@ async def test_every_spelling_of_the_path_is_served(target: str) -> None:
 
 
 async def test_client_of_http_1_0_gets_no_chunks() -> None:
-    async with serving(FakeBackend()) as gateway:
+    async with serving(FakeBackend(script=EVENTS)) as gateway:
         answer = await gateway.raw(request(STREAMED).replace(b"HTTP/1.1", b"HTTP/1.0"))
         head, _, content = answer.partition(b"\r\n\r\n")
         assert content == b"".join(EVENTS)

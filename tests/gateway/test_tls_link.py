@@ -17,6 +17,7 @@ from gateway import listener, tls_link
 from gateway.keys import hash_of, new_key
 from gateway.tls import names_in
 from tests.backends.certificates import authority, trusting, write_files
+from tests.canary import ANSWER
 from tests.engine import wait_for
 from tests.fakes import FakeBackend, chat_events
 from tests.gateway.running import JSON, Gateway, body, request, serving
@@ -68,7 +69,7 @@ def serial_of(writer: asyncio.StreamWriter) -> str:
 
 async def test_calls_and_control_plane_are_served_over_tls(tmp_path: Path) -> None:
     async with serving(FakeBackend(), edge=edge(tmp_path)) as gateway:
-        assert (await gateway.chat()).json()["choices"][0]["message"]["content"] == "Hello"
+        assert (await gateway.chat()).json()["choices"][0]["message"]["content"] == ANSWER
         assert b"[DONE]" in (await gateway.chat(stream=True)).content
         assert (await gateway.client.get("/v1/models")).status_code == 200
         missing = await gateway.client.get("/nothing")
