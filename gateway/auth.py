@@ -56,12 +56,13 @@ def salt_of(principal: Principal) -> str:
     return hashlib.sha256(b"prefix cache\0%b\0%b" % (principal.digest, principal.name.encode())).hexdigest()
 
 
-def keys_of(settings: Settings) -> KeysFile | None:
-    """The keys that the settings name, read now; None where they name none. Raises ConfigError."""
+def keys_of(settings: Settings, before: KeysFile | None = None) -> KeysFile | None:
+    """The keys that the settings name, read now; None where they name none. Of a store that holds nothing, or has lost
+    everything, those of `before`. Raises ConfigError."""
     if not isinstance(settings.auth, AuthSettings):
         return None
     store = store_of(settings)
-    return (store.load() if store is not None else None) or KeysFile()
+    return (store.load() if store is not None else None) or before or KeysFile()
 
 
 def principals(settings: Settings, keys: KeysFile | None, slot_of: Callable[[bytes], Slot]) -> dict[bytes, Principal]:

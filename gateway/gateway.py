@@ -56,6 +56,11 @@ logger = logging.getLogger(__name__)
 class Gateway:
     """All of one process that a configuration decides. `settings`, `served` and `authenticator` are those of now."""
 
+    # What goes on beside the calls, where there is anything of the kind.
+    _following: asyncio.Task[None] | None = None
+    _counting: asyncio.Task[None] | None = None
+    _asking: asyncio.Task[None] | None = None
+
     def __init__(
         self,
         settings: Settings,
@@ -76,13 +81,12 @@ class Gateway:
         # Members without a place: as long as something runs on them, and while they are ended.
         self._leaving: dict[Member, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
-        self._following: asyncio.Task[None] | None = None
         # One connection to Redis for all configurations.
         self._shared = SharedLimiter(settings.redis) if settings.redis.urls else None
-        self._counting: asyncio.Task[None] | None = None
         self.access_log = access_log
         self._guesses = Guesses()
-        found = principals(settings, keys_of(settings), limits.slot_of)
+        self._keys = keys_of(settings)
+        found = principals(settings, self._keys, limits.slot_of)
         self.authenticator = Authenticator(self._kept(found), certificates=_client_keys(settings))
         self.served = assemble(settings, make_backends)
         self.readiness = health.Readiness(self.served.upstreams)
@@ -98,7 +102,6 @@ class Gateway:
         self._trace = None if trace is None else TraceFile(trace, self._worker if workers > 1 else None)
         self.router = Router(self.served.catalog, plans_of(settings), workers, self._trace)
         self._issuer = issuer_of(settings, limits.slot_of)
-        self._asking: asyncio.Task[None] | None = None
         # Of every engine launched here; where this process is a worker, its keeper asks.
         self.usage: dict[Backend, Usage] = {}
         self._residency = Residency()
@@ -137,10 +140,11 @@ class Gateway:
         """Goes over to `settings` between two requests; those that run keep what they have.
 
         Artifacts that stay are not touched. A changed one is started beside the old one, which serves until the new one
-        is ready and ends when nothing runs on it. Raises ConfigError and then has changed nothing.
+        is ready and ends when nothing runs on it. Raises ConfigError and StoreFull, and then has changed nothing.
         """
+        known = self._keys if settings.auth == self.settings.auth else None
         # Keys in a database or at Redis, GPUs that sleep: both may take seconds.
-        keys, plans = await asyncio.to_thread(lambda: (keys_of(settings), plans_of(settings)))
+        keys, plans = await asyncio.to_thread(lambda: (keys_of(settings, known), plans_of(settings)))
         found = principals(settings, keys, self._limits.slot_of)
         before = (*self.served.members, *self._leaving)
         served = assemble(settings, self._make_backends, before)
@@ -149,6 +153,7 @@ class Gateway:
         entrance = self._entrance(settings, issuer)
         relay = self._relay(settings, guard, entrance)
         # From here on nothing can fail and nobody else runs until the new state is complete.
+        self._keys = keys
         self.authenticator.replace(found)
         self.router.adopt(served.catalog, plans)
         self.settings = settings
@@ -224,6 +229,7 @@ class Gateway:
 
     def _use_keys(self, keys: KeysFile) -> None:
         self.authenticator.replace(self._kept(principals(self.settings, keys, self._limits.slot_of)))
+        self._keys = keys
 
     def _kept(self, principals: dict[bytes, Principal]) -> dict[bytes, Principal]:
         """`principals`; they and the accounts that are configured keep their counters, whoever else needs room."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from config.errors import ConfigError
 from config.load import Loaded
 from config.schema import Settings
+from gateway.ratelimit_store import StoreFull
 
 # The file is looked at this often, and read when it has changed and lies still from one look to the next: of one that
 # is being written, nothing or a part would be read, and nothing is a configuration.
@@ -46,7 +47,7 @@ class Source:
 
 
 class Reloader:
-    """Brings changes of `source` to `apply`, which raises ConfigError where it can not be done."""
+    """Brings changes of `source` to `apply`, which raises ConfigError or StoreFull where it can not be done."""
 
     def __init__(self, source: Source, apply: Callable[[Settings], Awaitable[None]]) -> None:
         self._source = source
@@ -83,7 +84,7 @@ class Reloader:
         try:
             loaded = await asyncio.to_thread(self._source.load)
             await self._apply(loaded.settings)
-        except ConfigError as error:
+        except (ConfigError, StoreFull) as error:
             logger.error("the configuration stays as it was: %s", error)
             return
         self._source.loaded = loaded

@@ -121,7 +121,7 @@ def list_(file: Path | None, config: Path | None) -> None:
     store, _ = _store(file, config)
     with _complaining(store.where):
         found = (store.load() or KeysFile()).keys
-    rows = [("NAME", "TIER", "MODELS", "LIMITS", "EXPIRES"), *map(_row, found)]
+    rows = [("NAME", "TIER", "MODELS", "SURFACES", "LIMITS", "EXPIRES"), *map(_row, found)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -229,9 +229,10 @@ def _complaining(where: str) -> Iterator[None]:
         raise click.ClickException(f"{where} cannot be written: {error.strerror or error}") from error
 
 
-def _row(entry: KeyEntry) -> tuple[str, str, str, str, str]:
+def _row(entry: KeyEntry) -> tuple[str, ...]:
     models = "all" if entry.models is None else ",".join(entry.models)
-    return entry.name, entry.tier or "-", models, _limits(entry.limits), entry.expires or "never"
+    surfaces = "openai" if entry.surfaces is None else ",".join(entry.surfaces)
+    return entry.name, entry.tier or "-", models, surfaces, _limits(entry.limits), entry.expires or "never"
 
 
 def _limits(limits: LimitSettings) -> str:

@@ -21,6 +21,7 @@ from backends.lifecycle import EngineStatus, going_to_sleep
 from backends.residency import pause_seconds
 from config.errors import ConfigError
 from config.schema import ModelSettings, Settings
+from gateway.ratelimit_store import StoreFull
 from gateway.usage import Usage
 from gateway.workers.channel import Channel
 from gateway.workers.kept import Configuration, configuration_from
@@ -163,7 +164,7 @@ class Link:
                 return
             try:
                 await self._apply(configuration.settings)
-            except ConfigError:
+            except (ConfigError, StoreFull):
                 # The keeper found it usable a moment ago, and will look again: a file is changing just now.
                 logger.exception("this worker keeps its configuration")
 

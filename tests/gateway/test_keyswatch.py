@@ -147,7 +147,7 @@ async def test_key_that_is_revoked_while_a_reload_reads_stays_so(
             models = f"{gateway.client.base_url}/v1/models"
             return httpx.get(models, headers={"authorization": f"Bearer {key}"}, timeout=20).status_code
 
-        def read_too_early(settings: Settings) -> KeysFile | None:
+        def read_too_early(settings: Settings, _: KeysFile | None) -> KeysFile | None:
             found = keys_of(settings)
             write_keys(file, keys("bob"))
             wait_for(lambda: status("alice") == 401)
@@ -157,6 +157,20 @@ async def test_key_that_is_revoked_while_a_reload_reads_stays_so(
         await gateway.reload()
         await asyncio.to_thread(wait_for, lambda: status("alice") == 401)
         assert await asyncio.to_thread(status, "bob") == 200
+
+
+async def test_a_reload_keeps_the_keys_of_a_store_that_has_lost_them(tmp_path: Path) -> None:
+    file = tmp_path / "keys.db"
+    store_at(str(file), RedisSettings()).change(lambda _: keys("alice"))
+    async with serving(FakeBackend(), edge={"auth": {"keys_store": str(file)}}) as gateway:
+        file.unlink()
+        for _ in range(2):
+            await gateway.reload()
+            answer = await gateway.client.post(CHAT, json=body(), headers={"authorization": "Bearer alice"})
+            assert answer.status_code == 200
+        await gateway.reload(auth={"keys_store": str(tmp_path / "other.db")})
+        answer = await gateway.client.post(CHAT, json=body(), headers={"authorization": "Bearer alice"})
+        assert answer.status_code == 401, "another store has other keys"
 
 
 async def test_a_reading_that_fails_is_done_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from config.errors import ConfigError
+from config.errors import ConfigError, Problem
 from config.load import Loaded, load
 from config.schema import Settings
+from gateway.ratelimit_store import StoreFull
 from gateway.reload import Reloader, Source
 
 PATIENCE_SECONDS = 20
@@ -24,7 +25,7 @@ class Applied:
 
     def __init__(self) -> None:
         self.settings: asyncio.Queue[Settings] = asyncio.Queue()
-        self.refusal: ConfigError | None = None
+        self.refusal: Exception | None = None
 
     async def __call__(self, settings: Settings) -> None:
         if self.refusal is not None:
@@ -97,6 +98,19 @@ async def test_a_file_that_is_being_written_is_not_read_until_it_is_whole(file: 
 
 async def test_a_signal_reads_again_what_has_not_changed(file: Path) -> None:
     async with watching(file) as (reloader, applied):
+        reloader.ask()
+        assert (await applied.next()).server.idle_timeout_seconds == 1
+
+
+@pytest.mark.parametrize("refusal", [ConfigError("keys", (Problem((), "no good"),)), StoreFull("no good")], ids=repr)
+async def test_settings_that_cannot_be_applied_are_reported_and_the_next_ones_applied(
+    file: Path, caplog: pytest.LogCaptureFixture, refusal: Exception
+) -> None:
+    async with watching(file) as (reloader, applied):
+        applied.refusal = refusal
+        reloader.ask()
+        await logged(caplog, "no good")
+        applied.refusal = None
         reloader.ask()
         assert (await applied.next()).server.idle_timeout_seconds == 1
 

@@ -73,12 +73,14 @@ def test_rights_of_a_key_are_written(file: Path) -> None:
 def test_list_shows_rights_and_no_hash(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys("add", "alice", file=file)
     keys("add", "nightly", "--tier", "batch", "--models", "a,b", "--rpm", "5", "--max-tokens", "9", file=file)
+    keys("add", "prometheus", "--surfaces", "operators", file=file)
     capsys.readouterr()
     assert keys("list", file=file) == 0
-    heading, alice, nightly = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["NAME", "TIER", "MODELS", "LIMITS", "EXPIRES"]
-    assert alice.split() == ["alice", "-", "all", "-", "never"]
-    assert nightly.split() == ["nightly", "batch", "a,b", "rpm=5,max-tokens=9", "never"]
+    heading, alice, nightly, prometheus = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["NAME", "TIER", "MODELS", "SURFACES", "LIMITS", "EXPIRES"]
+    assert alice.split() == ["alice", "-", "all", "openai", "-", "never"]
+    assert nightly.split() == ["nightly", "batch", "a,b", "openai", "rpm=5,max-tokens=9", "never"]
+    assert prometheus.split() == ["prometheus", "-", "all", "operators", "-", "never"]
 
 
 def test_rotated_key_replaces_the_old_one_and_keeps_its_rights(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
