@@ -30,10 +30,9 @@ class BackendState(StrEnum):
 
 class InferenceRequest(NamedTuple):
     """One inference call. `body` is the client's JSON as bytes, forwarded as it is; the other fields are the decoded
-    envelope, which is all the gateway ever looks at. Streams tell their usage in an event of its own, and
-    `include_usage` says whether the client has asked for that. `max_output_tokens` is for each of `choices` answers,
-    None where the client set no bound. `features` are those of its fields that not every engine has: "tools",
-    "logprobs", "structured_output"."""
+    envelope, which is all the gateway ever looks at. `include_usage` is what it asks of a stream, `hides_usage` that
+    the client did not. `max_output_tokens` is for each of `choices` answers, None where the client set no bound.
+    `features` are those of its fields that not every engine has: "tools", "logprobs", "structured_output"."""
 
     operation: Operation
     model: str
@@ -45,6 +44,7 @@ class InferenceRequest(NamedTuple):
     choices: int = 1
     headers: tuple[tuple[bytes, bytes], ...] = ()
     features: frozenset[str] = frozenset()
+    hides_usage: bool = False
 
 
 @dataclass(slots=True)

@@ -112,11 +112,21 @@ def decode(
         check_media(body, document)
     if cache_salt:
         body = _salted(body, document, cache_salt)
-    if stream and options is None:
+    hides_usage = bool(stream) and options is None
+    if hides_usage:
         # What the engine counted is what limits and metrics go by; the relay keeps it from who did not ask for it.
         body = _with(body, b'"stream_options":{"include_usage":true}')
     return InferenceRequest(
-        operation, model, body, bool(stream), request_id, include_usage, cap, choices, features=features
+        operation,
+        model,
+        body,
+        bool(stream),
+        request_id,
+        include_usage or hides_usage,
+        cap,
+        choices,
+        features=features,
+        hides_usage=hides_usage,
     )
 
 

@@ -149,7 +149,7 @@ class _Exchange:
         record.bytes_in = len(body)
         media, salt = self._settings.remote_media, salt_of(principal) if self._settings.isolate_caches else ""
         request = intake.decode(body, record.operation, record.request_id, remote_media=media, cache_salt=salt)
-        self._hides_usage = not request.include_usage
+        self._hides_usage = request.hides_usage
         traceparent = headers.get(b"traceparent")
         if traceparent is None and self._journal.tracer is None:
             return request

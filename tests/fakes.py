@@ -120,7 +120,7 @@ class FakeBackend:
     def _answer(self, request: InferenceRequest) -> BackendResponse:
         script, headers = self.script, self.headers
         if script is None:
-            usage = Usage(3, 2) if b'"include_usage"' in request.body else None
+            usage = Usage(3, 2) if request.include_usage else None
             script = chat_events(ANSWER[:-5], ANSWER[-5:], usage=usage) if request.stream else [chat_body()]
         if headers is None:
             headers = SSE_HEADERS if request.stream else JSON_HEADERS

@@ -108,7 +108,8 @@ class OllamaAnswer:
         if self._request.stream:
             yield from self._opening()
             yield self._event({}, [], self._finish_reason)
-            yield self._sse({"choices": [], "usage": self._usage})
+            if self._request.include_usage:
+                yield self._sse({"choices": [], "usage": self._usage})
 
     def _event(self, delta: dict[str, Any], logprobs: list[Any], finish_reason: str | None = None) -> bytes:
         choice: dict[str, Any] = {"index": 0}

@@ -37,7 +37,7 @@ def test_body_is_kept_as_it_came() -> None:
 )
 def test_streams_are_asked_for_their_usage(body: bytes) -> None:
     request = chat(body)
-    assert not request.include_usage
+    assert (request.include_usage, request.hides_usage) == (True, True)
     assert json.loads(request.body) == json.loads(body) | {"stream_options": {"include_usage": True}}
 
 
@@ -51,7 +51,7 @@ def test_a_client_that_says_itself_what_it_wants_of_usage_is_not_overruled(optio
     body = json.dumps({"model": "m", "stream": True, "stream_options": options}).encode()
     request = chat(body)
     assert request.body is body
-    assert not request.include_usage
+    assert (request.include_usage, request.hides_usage) == (False, False)
 
 
 @pytest.mark.parametrize(
