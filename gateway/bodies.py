@@ -5,8 +5,23 @@ Neighbours: call.py (counts what arrives and what is gone), listener.py (one of 
 
 from __future__ import annotations
 
-# A body up to this is not counted: `max_connections` bounds those, and they are nearly all.
+from collections.abc import Iterable, Mapping
+
+# A body up to this is not counted: they are nearly all, and a connection has a few of them at most.
 SMALL_BYTES = 64 * 1024
+
+
+def is_long(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a request with these headers announces a body that counts, or does not say how long it is."""
+    length = headers.get(b"content-length", b"")
+    return not length.isdigit() or int(length[:20]) > SMALL_BYTES
+
+
+def expects_continue(headers: Iterable[tuple[bytes, bytes]], http_version: str) -> bool:
+    """Whether the client waits for a word before it sends the body. Nobody knew that word in HTTP/1.0."""
+    return http_version != "1.0" and any(
+        name == b"expect" and value.lower() == b"100-continue" for name, value in headers
+    )
 
 
 class Bodies:

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from backends.base import Operation
 from backends.errors import BackendProtocolError
-from gateway.bodies import SMALL_BYTES
+from gateway.bodies import SMALL_BYTES, expects_continue
 from gateway.errors import ClientGone, TooManyBodies
 
 if TYPE_CHECKING:
@@ -44,9 +44,8 @@ class Call:
     # The request
     _size = 0
     _limit = 0
-    _discarding = False
+    _discarding = _crowded_out = False
     held = 0  # what the connection's Bodies count of it
-    _crowded_out = False
     _waiter: asyncio.Future[None] | None = None
     # The answer
     _head = b""
@@ -83,7 +82,7 @@ class Call:
             self._wake()
 
     def _is_large(self) -> None:
-        if self._task is None:  # nobody reads it yet, behind other pipelined requests
+        if not self._limit:  # nobody reads it yet
             self._connection.flow.pause_reading()
             return
         bodies = self._connection.bodies
@@ -123,9 +122,12 @@ class Call:
 
     async def whole_body(self, max_bytes: int) -> None:
         """Returns when the body is complete, longer than `max_bytes` (whatever Content-Length said) or cut off."""
-        if not self._size and not self.disconnected and _expects_continue(self.headers):
+        if not self._size and not self.disconnected and expects_continue(self.headers, self.http_version):
             self._connection.transport.write(_CONTINUE)
         self._limit = max_bytes
+        self._connection.flow.resume_reading()
+        if self._size > SMALL_BYTES:
+            self._is_large()
         while self.more_body and self._size <= max_bytes and not self.disconnected and not self._crowded_out:
             await self._change()
 
@@ -134,6 +136,7 @@ class Call:
         if self.disconnected:
             raise self._gone()
         if self._size > SMALL_BYTES:
+            self._limit = max_bytes
             self._is_large()  # all of it may have come at once
         if self._crowded_out:
             raise TooManyBodies("Too many large requests are being read. Try again in a moment.")
@@ -153,6 +156,7 @@ class Call:
         """Swallows what the client still sends, to its end."""
         self._discarding = True
         self.let_go_of_body()
+        self._connection.flow.resume_reading()
         while self.more_body and not self.disconnected:
             await self._change()
 
@@ -294,7 +298,3 @@ class Call:
         elif self.verdict is None:
             self.verdict = verdict
             self._task.cancel()
-
-
-def _expects_continue(headers: list[tuple[bytes, bytes]]) -> bool:
-    return any(name == b"expect" and value.lower() == b"100-continue" for name, value in headers)

@@ -53,7 +53,7 @@ def _refused(value: Any) -> str | None:  # noqa: ARG001 - one of the Caps
 
 def _template(value: Any) -> str | None:
     """The other way to bring a template along."""
-    brings = isinstance(value, tuple) and any(name.lower() == "chat_template" for name, _ in value)
+    brings = isinstance(value, tuple) and any(name.casefold() == "chat_template" for name, _ in value)
     return "should not hold `chat_template`" if brings else None
 
 

@@ -16,8 +16,7 @@ from backends.errors import BackendProtocolError, shown_kind
 MAX_HELD_BYTES = 256 * 1024
 
 _TAIL_BYTES = 32
-# The event in which an engine tells at a stream's end what it took, and nothing else.
-_NO_CHOICES, _HAS_USAGE = re.compile(rb'"choices"\s*:\s*\[\s*\]'), re.compile(rb'"usage"\s*:\s*\{')
+_HAS_USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _NO_CONTENT = re.compile(rb'"content"\s*:\s*(?:""|null)')
 _DONE = (b"\ndata: [DONE]", b"\ndata:[DONE]")
 
@@ -27,7 +26,7 @@ _TOKEN_ENDS = (b"]}\n\n", b"null}\n\n")
 
 # An event: lines up to an empty one. Its data: what these lines hold.
 _EVENT = re.compile(rb"(?:[^\r\n][^\n]*(?:\n|\Z))+")
-_WHOLE_EVENT = re.compile(rb"(?:[^\r\n][^\n]*\n)+\r?\n")
+_BLANKS, _BLANK = (b"\n\n", b"\n\r\n"), re.compile(rb"\n\r?\n")
 _DATA = re.compile(rb"^data:(.*)$", re.MULTILINE)
 
 
@@ -94,14 +93,33 @@ class WholeEvents:
 
 
 def without_usage(events: bytes) -> bytes:
-    """Whole `events` without the one that tells the usage alone: of a stream whose client did not ask for it."""
-    # Nearly every read after that event has the end and nothing else.
-    if _HAS_USAGE.search(events) is None:
-        return events
-    for event in reversed(list(_WHOLE_EVENT.finditer(events))):
-        if _HAS_USAGE.search(event[0]) is not None and _NO_CHOICES.search(event[0]) is not None:
-            events = events[: event.start()] + events[event.end() :]
-    return events
+    """Whole `events` without those that tell the usage alone: of a stream whose client did not ask for it."""
+    kept, position = [], 0
+    found = _HAS_USAGE.search(events)
+    while found is not None:
+        start, end = _around(events, position, found.start())
+        if not end:
+            break  # a piece of one that is longer than anything that tells usage alone
+        if not _tells_usage_alone(events[start:end]):
+            start = end
+        kept.append(events[position:start])
+        position = end
+        found = _HAS_USAGE.search(events, position)
+    return b"".join((*kept, events[position:])) if kept else events
+
+
+def _around(events: bytes, position: int, inside: int) -> tuple[int, int]:
+    """Where the event begins and ends that has something at `inside`; the one at `position` or one behind it. An end of
+    0 where it has none."""
+    plain, dos = (events.rfind(blank, position, inside) for blank in _BLANKS)
+    start = max(position, plain + 2 if plain >= 0 else 0, dos + 3 if dos >= 0 else 0)
+    end = _BLANK.search(events, inside)
+    return start, end.end() if end is not None else 0
+
+
+def _tells_usage_alone(event: bytes) -> bool:
+    data = _data_of(event)
+    return isinstance(data, dict) and not data.get("choices") and isinstance(data.get("usage"), dict)
 
 
 def is_opening(events: bytes) -> bool:
@@ -128,10 +146,15 @@ def _error_in(event: bytes) -> Any:
     of vLLM (`{"object": "error", …}`); None for any other event."""
     if b'"error"' not in event:
         return None
-    try:
-        data = json.loads(b"\n".join(_DATA.findall(event)))
-    except (ValueError, RecursionError):
-        return None
+    data = _data_of(event)
     if not isinstance(data, dict):
         return None
     return data if data.get("object") == "error" else data.get("error") or None
+
+
+def _data_of(event: bytes) -> Any:
+    """What an event says; None where that is no JSON."""
+    try:
+        return json.loads(b"\n".join(_DATA.findall(event)))
+    except (ValueError, RecursionError):
+        return None

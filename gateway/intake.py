@@ -112,10 +112,9 @@ def decode(
         check_media(body, document)
     if cache_salt:
         body = _salted(body, document, cache_salt)
-    hides_usage = bool(stream) and options is None
+    hides_usage = bool(stream) and not include_usage
     if hides_usage:
-        # What the engine counted is what limits and metrics go by; the relay keeps it from who did not ask for it.
-        body = _with(body, b'"stream_options":{"include_usage":true}')
+        body = _asking_usage(body, said="stream_options" in envelope)
     return InferenceRequest(
         operation,
         model,
@@ -128,6 +127,21 @@ def decode(
         features=features,
         hides_usage=hides_usage,
     )
+
+
+_OPTIONS = re.compile(rb'"stream_options"\s*:\s*(?:null|\{[^{}\[\]"]*(?:"[^"\\]*"[^{}\[\]"]*)*\})')
+
+
+def _asking_usage(body: bytes, *, said: bool) -> bytes:
+    """The same body, of a stream whose client does not want to know what the engine counted: limits and metrics go by
+    that, so the relay keeps it from the client. `said`: the client says something of `stream_options`."""
+    field = b'"stream_options":{"include_usage":true}'
+    # In place of the client's, for readers that want no field twice; unless another one might be meant.
+    if said and body.count(b'"stream_options"') == 1 and b"\\u" not in body:
+        replaced, times = _OPTIONS.subn(field, body)
+        if times:
+            return replaced
+    return _with(body, field)
 
 
 def _salted(body: bytes, document: tuple[tuple[str, Any], ...], salt: str) -> bytes:
@@ -268,8 +282,8 @@ def _envelope(document: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
             if key in found:
                 raise InvalidBody(f"`{key}` is given twice.", param=key)
             found[key] = value
-        elif key.lower() in _ENVELOPE:
-            raise InvalidBody(f"`{key}` should be written `{key.lower()}`.", param=key.lower())
+        elif (meant := key.casefold()) in _ENVELOPE:
+            raise InvalidBody(f"`{key}` should be written `{meant}`.", param=meant)
     return found
 
 

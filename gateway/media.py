@@ -23,12 +23,12 @@ def check_media(body: bytes, document: tuple[tuple[str, Any], ...]) -> None:
         return
     # Engines written in Go read keys in whatever letters.
     for field, conversation in document:
-        waiting = [conversation] if field.lower() in _FIELDS else []
+        waiting = [conversation] if field.casefold() in _FIELDS else []
         while waiting:
             value = waiting.pop()
             if isinstance(value, tuple):
                 for name, inner in value:
-                    if name.lower().endswith("_url") and not _is_here(inner):
+                    if name.casefold().endswith("_url") and not _is_here(inner):
                         raise InvalidBody(
                             f"`{name[:64]}` should be a data: URL; media are not fetched (server.remote_media).",
                             param=field,
@@ -41,5 +41,5 @@ def check_media(body: bytes, document: tuple[tuple[str, Any], ...]) -> None:
 def _is_here(value: Any) -> bool:
     """Whether a `…_url`, text or an object with a `url`, holds its content itself. What is neither is no address."""
     if isinstance(value, tuple):
-        return all(_is_here(inner) for name, inner in value if name.lower() == "url")
+        return all(_is_here(inner) for name, inner in value if name.casefold() == "url")
     return not isinstance(value, str) or value.startswith("data:")

@@ -108,18 +108,22 @@ class RateLimiter:
         return most
 
     def look(self, principal: Principal) -> None:
-        """Takes nothing. Raises RateLimited where `reserve` would for any request of `principal`."""
-        if principal.limits.counts_nothing:
+        """Takes nothing. Raises RateLimited where `reserve` would for any request of `principal`, whatever it costs."""
+        limits, slot = principal.limits, principal.slot
+        if limits.counts_nothing:
             return
         self._find((principal,))
-        slot = principal.slot
         self._store.lock(slot.number)
         try:
             now_ns = self._clock_ns()
             self._store.advance(slot.base, now_ns // PART_NS)
-            self._check_all((principal,), 1, now_ns)
+            rings = self._store.rings(slot.base, limits)
+            running = self._store.running(slot.base)
         finally:
             self._store.unlock(slot.number)
+        obstacle = hindrance(limits, rings._replace(tokens=(), day=()), running, 0, now_ns)
+        if obstacle is not None and not self._has_moved(slot):
+            raise refusal(principal.whose, limits, *obstacle, standing(limits, rings, now_ns))
 
     def reserve(self, principal: Principal, estimated_tokens: int, model: str = "") -> Reservation:
         """Takes one request, the estimated tokens and one of the concurrent places, or nothing at all.

@@ -10,7 +10,7 @@ from time import perf_counter
 
 from backends.base import Operation, Usage
 from backends.errors import BackendError
-from gateway.errors import ClientGone, RateLimited, ShuttingDown, row_for
+from gateway.errors import ClientGone, LimitsUnavailable, RateLimited, ShuttingDown, TooManyBodies, row_for
 from gateway.histogram import Histogram
 from gateway.log import AccessLog
 from gateway.metrics import UNKNOWN_MODEL, Metrics
@@ -125,7 +125,8 @@ class Journal:
 def report(record: Record) -> None:
     """Failures that are nobody's refusal go to the log, with the cause that the client is not told."""
     error = record.error
-    if record.status < 500:
+    # The last two are ours to say no: the access line has them, and whoever causes them could fill the log.
+    if record.status < 500 or isinstance(error, LimitsUnavailable | TooManyBodies):
         return
     if isinstance(error, BackendError | RoutingError | ShuttingDown):
         logger.warning("request %s on %s failed: %s", record.request_id, record.backend or record.model, error)

@@ -16,6 +16,7 @@ from backends.sse import UsageSniffer, usage_of
 from config.schema import ServerSettings
 from gateway import intake
 from gateway.auth import Principal, check_model, salt_of
+from gateway.bodies import is_long
 from gateway.call import Call
 from gateway.cost import estimate_tokens, settle
 from gateway.door import Door, Reserved
@@ -65,6 +66,7 @@ class Relay:
             call.settle()
             refusal = answer(failure, request_id)
             record.status = refusal.status
+            record.key = record.key or getattr(failure, "key", "")
             self._journal.settle(record)
             report(record)
             await tell(call, failure, refusal, request_id, exchange.limit_lines(), in_events=exchange.is_sse)
@@ -97,7 +99,7 @@ class _Exchange:
         record.key = principal.name
         intake.check_headers(headers, self._settings.max_body_bytes)
         if call.more_body:
-            await self._wait_for_body(door, principal)
+            await self._wait_for_body(door, principal, headers)
         request = self._decode(headers, principal)
         record.arrived = arrived = perf_counter()
         call.expect(self._settings.response_timeout_seconds, self._too_late)
@@ -129,9 +131,9 @@ class _Exchange:
             raise
         await self._pass_on(routed)
 
-    async def _wait_for_body(self, door: Door, principal: Principal) -> None:
-        if door.shared is None:
-            # A long body is not read for a key that is at its limits. Redis is asked once, for the whole request.
+    async def _wait_for_body(self, door: Door, principal: Principal, headers: Headers) -> None:
+        if door.shared is None and is_long(headers):
+            # It is not read for a key that is at its limits. Redis is asked once, for the whole request.
             door.limiter.look(principal)
         self._call.expect(self._settings.body_timeout_seconds, _body_too_late)
         await self._call.whole_body(self._settings.max_body_bytes)

@@ -27,6 +27,7 @@ WATCH_SECONDS = 0.25
 # What is fixed when the process starts.
 _FIXED = (
     "server.host", "server.port", "server.workers", "server.max_connections", "server.max_connections_per_address",
+    "server.max_bodies_bytes",
     "server.drain_seconds", "server.drain_delay_seconds", "tls", "admin", "log", "tracing", "redis", "routing.trace",
 )  # fmt: skip
 

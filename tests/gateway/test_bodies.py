@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import tracemalloc
+from typing import Any
 
 import pytest
 
+from gateway.auth import Principal
+from gateway.call import Call
+from gateway.door import Door
+from gateway.errors import SignerUnknown
 from gateway.listener import ClientConnection
 from tests.fakes import FakeBackend, chat_events
 from tests.gateway.running import Gateway, body, request, serving
@@ -27,7 +32,9 @@ async def until_held(gateway: Gateway, least: int) -> None:
 
 
 @pytest.mark.parametrize("sent_whole", [True, False], ids=["whole", "begun"])
-async def test_one_more_large_body_than_there_is_room_for_is_refused(sent_whole: bool) -> None:
+async def test_one_more_large_body_than_there_is_room_for_is_refused(
+    sent_whole: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     go = asyncio.Event()
     backend = FakeBackend(before=[go])
     async with serving(backend, max_bodies_bytes=1_000_000) as gateway, gateway.connection() as (first, writer):
@@ -38,6 +45,7 @@ async def test_one_more_large_body_than_there_is_room_for_is_refused(sent_whole:
         )
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
         assert refused.headers["retry-after"] == "1"
+        assert "failed" not in caplog.text, "it would fill the log"
         # A small one is none of those.
         small = asyncio.create_task(gateway.chat())
         if not sent_whole:
@@ -87,3 +95,36 @@ async def test_a_stream_does_not_keep_the_prompt_in_memory() -> None:
             assert tracemalloc.get_traced_memory()[0] < 7_000_000
     finally:
         tracemalloc.stop()
+
+
+async def test_a_body_is_not_read_while_the_issuer_of_a_token_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, known = asyncio.Event(), asyncio.Event()
+    let_in = Door.let_in
+
+    def unknown(*_: Any) -> Principal:
+        raise SignerUnknown("Nobody knows.")
+
+    async def ask_issuer(door: Door, call: Call) -> Principal:
+        asked.set()
+        await known.wait()
+        return let_in(door, call, dict(call.headers))
+
+    monkeypatch.setattr(Door, "let_in", unknown)
+    monkeypatch.setattr(Door, "ask_issuer", ask_issuer)
+    async with serving(FakeBackend()) as gateway, gateway.connection() as (reader, writer):
+        writer.write(request(json.dumps(body(text="a" * 4_000_000)).encode()))
+        await asked.wait()
+        [connection] = [each for each in gateway.state.connections if isinstance(each, ClientConnection)]
+        for _ in range(10_000):
+            await asyncio.sleep(0)
+        assert connection.flow.read_paused
+        assert isinstance(connection.cycle, Call)
+        assert connection.cycle._size < 1_000_000
+        known.set()
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_body_that_came_before_anybody_read_it_counts_at_once() -> None:
+    async with serving(FakeBackend()) as gateway, gateway.connection() as (_, writer):
+        writer.write(request(LARGE)[:100_000])
+        await until_held(gateway, 60_000)

@@ -83,8 +83,9 @@ TOKEN = b'data: {"choices":[{"delta":{"content":"a"}}],"usage":null}\n\n'
         (USAGE.replace(b":[],", b" : [ ] ,").replace(b'"usage":', b'"usage": ') + DONE, DONE),
         (b"event: message\n" + USAGE + DONE, DONE),
         (TOKEN + USAGE + USAGE + DONE, TOKEN + DONE),
+        (TOKEN + USAGE.replace(b'"choices":[],', b"") + TOKEN, TOKEN + TOKEN),
     ],
-    ids=["between others", "alone", "crlf", "spaced", "of two lines", "twice"],
+    ids=["between others", "alone", "crlf", "spaced", "of two lines", "twice", "without choices"],
 )
 def test_event_with_the_usage_alone_is_kept_from_who_did_not_ask(events: bytes, kept: bytes) -> None:
     assert without_usage(events) == kept
@@ -96,10 +97,22 @@ def test_event_with_the_usage_alone_is_kept_from_who_did_not_ask(events: bytes, 
         TOKEN + DONE,
         b'data: {"choices":[{"delta":{"content":"a"}}],"usage":{"prompt_tokens":3}}\n\n' + DONE,
         b'data: {"choices":[],"prompt_filter_results":[],"usage":null}\n\n',
+        b'data: {"choices":[{"delta":{"x":{"choices":[]}}}],"usage":{"prompt_tokens":3}}\n\n',
+        b'data: {"choices":[],"usage":{"prompt_tokens":3},"x":"' + b"a" * 300_000,
+        b'data: "usage":{\n' + b"a\n" * 100_000,
         b'data: {"choices":[{"delta":{"content":"\\"choices\\":[] \\"usage\\":{"}}]}\n\n',
         b": ping\n\n",
     ],
-    ids=["no usage", "with a token", "another event without choices", "in a text", "comment"],
+    ids=[
+        "no usage",
+        "with a token",
+        "another event without choices",
+        "choices inside",
+        "a piece",
+        "lines without end",
+        "in a text",
+        "comment",
+    ],
 )
 def test_no_other_event_is_kept_from_anybody(events: bytes) -> None:
     assert without_usage(events) == events

@@ -46,12 +46,30 @@ def test_commas_of_a_text_are_no_values() -> None:
     assert json.loads(chat(json.dumps({"model": "m", "prompt": text}).encode()).body)["prompt"] == text
 
 
-@pytest.mark.parametrize("options", [{}, {"include_usage": False}, {"include_usage": None}], ids=str)
-def test_a_client_that_says_itself_what_it_wants_of_usage_is_not_overruled(options: dict[str, Any]) -> None:
-    body = json.dumps({"model": "m", "stream": True, "stream_options": options}).encode()
+@pytest.mark.parametrize(
+    "options", ["null", "{}", '{"include_usage" : false}', '{"include_usage":null,"x":"}"}'], ids=str
+)
+def test_a_client_that_wants_no_usage_is_counted_all_the_same(options: str) -> None:
+    body = b'{"model":"m","stream_options" : %b,"stream":true,"x":"\\n"}' % options.encode()
     request = chat(body)
-    assert request.body is body
-    assert (request.include_usage, request.hides_usage) == (False, False)
+    assert (request.include_usage, request.hides_usage) == (True, True)
+    assert request.body == b'{"model":"m","stream_options":{"include_usage":true},"stream":true,"x":"\\n"}'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m","stream":true,"tools":[{"stream_options":{}}]}',
+        b'{"model":"m","stream":true,"stream_options":{},"x":{"stream_options":{}}}',
+        b'{"model":"m","stream":true,"stream\\u005foptions":{},"x":{"stream_options":{}}}',
+        b'{"model":"m","stream":true,"stream_options":{"a":[1,{"b":2}]}}',
+    ],
+    ids=repr,
+)
+def test_only_the_clients_own_word_on_usage_is_replaced(body: bytes) -> None:
+    request = chat(body)
+    assert request.hides_usage
+    assert request.body == body[:-1] + b',"stream_options":{"include_usage":true}}'
 
 
 @pytest.mark.parametrize(

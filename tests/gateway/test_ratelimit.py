@@ -224,10 +224,8 @@ def test_concurrent_requests_are_counted_until_they_are_settled() -> None:
     [
         (Limits(requests_per_minute=1), "requests"),
         (Limits(concurrent=1), "concurrent"),
-        (Limits(tokens_per_minute=10), "tokens"),
-        (Limits(tokens_per_day=10), "tokens_per_day"),
     ],
-    ids=["requests", "concurrent", "tokens", "tokens per day"],
+    ids=["requests", "concurrent"],
 )
 def test_looking_takes_nothing_and_says_when_nobody_comes_in(limits: Limits, limit: str) -> None:
     meter = Meter(limits)
@@ -241,6 +239,12 @@ def test_looking_takes_nothing_and_says_when_nobody_comes_in(limits: Limits, lim
     meter.clock.pass_seconds(90_000)
     meter.limiter.look(meter.principal)
     meter.reserve(10)
+
+
+def test_looking_does_not_guess_what_a_request_costs() -> None:
+    meter = Meter(Limits(tokens_per_minute=1000))
+    meter.reserve(1000)
+    meter.limiter.look(meter.principal)
 
 
 def test_asking_for_too_much_at_once_is_a_bad_request_and_costs_nothing() -> None:

@@ -156,7 +156,7 @@ async def test_large_bodies_pass_in_both_directions(tmp_path: Path) -> None:
     events = chat_events(text, text)
     backend = FakeBackend(script=events)
     async with serving(backend, edge=edge(tmp_path)) as gateway:
-        content = json.dumps(body(stream=True, stream_options={}, x=text)).encode()
+        content = json.dumps(body(stream=True, stream_options={"include_usage": True}, x=text)).encode()
         answer = await gateway.client.post("/v1/chat/completions", content=content, headers=JSON)
         assert answer.content == b"".join(events)
         assert backend.requests[0].body == content
