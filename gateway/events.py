@@ -26,7 +26,7 @@ _TOKEN_ENDS = (b"]}\n\n", b"null}\n\n")
 
 # An event: lines up to an empty one. Its data: what these lines hold.
 _EVENT = re.compile(rb"(?:[^\r\n][^\n]*(?:\n|\Z))+")
-_BLANKS, _BLANK = (b"\n\n", b"\n\r\n"), re.compile(rb"\n\r?\n")
+_BLANK = re.compile(rb"\n\r?\n")
 _DATA = re.compile(rb"^data:(.*)$", re.MULTILINE)
 
 
@@ -111,8 +111,7 @@ def without_usage(events: bytes) -> bytes:
 def _around(events: bytes, position: int, inside: int) -> tuple[int, int]:
     """Where the event begins and ends that has something at `inside`; the one at `position` or one behind it. An end of
     0 where it has none."""
-    plain, dos = (events.rfind(blank, position, inside) for blank in _BLANKS)
-    start = max(position, plain + 2 if plain >= 0 else 0, dos + 3 if dos >= 0 else 0)
+    start = position + _end_of_events(events[position:inside])
     end = _BLANK.search(events, inside)
     return start, end.end() if end is not None else 0
 
