@@ -38,7 +38,7 @@ class Child:
         environment: Mapping[str, str],
         on_line: Callable[[str], None],
     ) -> Child:
-        """Starts `argv` as the leader of a new session: a terminal's Ctrl-C does not reach it, and its whole group can
+        """Starts `argv` as the leader of a new group: a terminal's Ctrl-C does not reach it, and the whole group can
         be killed. `name` is for the log, `environment` comes on top of ours, `on_line` gets what it prints. Raises
         OSError."""
         with ExitStack() as ours, ExitStack() as theirs:
@@ -54,7 +54,9 @@ class Child:
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stdout,
-                start_new_session=True,
+                # No session of its own: an engine that spins, as vLLM's processes do, then keeps us from the core for a
+                # second (docs/decisions/019). uvloop has no `process_group`.
+                preexec_fn=os.setpgrp,
                 env={**os.environ, **environment},
             )
             ours.pop_all()

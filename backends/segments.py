@@ -45,15 +45,15 @@ class Segments:
                 file.writelines(f"{inode}\n" for inode in found)
 
 
-def remove(notes: Path, session: int | None = None, folder: Path = FOLDER) -> None:
+def remove(notes: Path, group: int | None = None, folder: Path = FOLDER) -> None:
     """Removes what is written down in `notes`, and that file; does nothing where there is none. What somebody else has
-    mapped stays: anybody but the processes of `session`, which have been killed and may not be gone yet."""
+    mapped stays: anybody but the processes of `group`, which have been killed and may not be gone yet."""
     try:
         noted = set(map(int, notes.read_text().split()))
     except (FileNotFoundError, ValueError):
         return
     left = [entry for entry in _entries(folder) if entry.inode() in noted]
-    shared = set(_mapped(_others(session), folder)) if left else set()
+    shared = set(_mapped(_others(group), folder)) if left else set()
     for entry in left:
         with suppress(OSError):  # it has gone, or belongs to another user
             if entry.inode() not in shared:
@@ -82,9 +82,9 @@ def _mapped(pids: Iterable[int], folder: Path) -> Iterator[int]:
             yield from (int(line.split(maxsplit=5)[4]) for line in lines if place in line)
 
 
-def _others(session: int | None) -> Iterator[int]:
+def _others(group: int | None) -> Iterator[int]:
     for entry in Path("/proc").iterdir():
         with suppress(ValueError, ProcessLookupError):
             pid = int(entry.name)
-            if session is None or os.getsid(pid) != session:
+            if group is None or os.getpgid(pid) != group:
                 yield pid

@@ -43,6 +43,7 @@ async def test_engine_becomes_ready_and_ends_without_a_trace(make: Make) -> None
     pid = process.pid
     assert pid is not None
     assert os.getpgid(pid) == pid, "a group of its own"
+    assert os.getsid(pid) == os.getsid(0), "in our session: docs/decisions/019"
     assert stat.S_IMODE(process.folder.stat().st_mode) == 0o700
     assert (process.progress, process.failure, process.restarts) == (1.0, "", 0)
     assert await ask(process, "GET", "/health") == 200

@@ -53,14 +53,14 @@ def segment(path: Path) -> Path:
     return path
 
 
-def mapping(started: list[Process], *paths: Path, own_session: bool = False) -> int:
+def mapping(started: list[Process], *paths: Path, own_group: bool = False) -> int:
     """Pid of a process that has mapped these files."""
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", MAP, *map(str, paths)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=own_session,
+        process_group=0 if own_group else None,
     )
     started.append(process)
     assert process.stdout is not None
@@ -106,9 +106,9 @@ def test_what_somebody_else_has_mapped_stays(
 def test_processes_that_are_being_killed_keep_nothing(
     shared: Path, segments: Segments, started: list[Process], tmp_path: Path
 ) -> None:
-    pid = mapping(started, segment(shared / "psm_1"), own_session=True)
+    pid = mapping(started, segment(shared / "psm_1"), own_group=True)
     segments.look(lambda: [pid])
-    remove(tmp_path / "notes", session=pid, folder=shared)
+    remove(tmp_path / "notes", group=pid, folder=shared)
     assert names(shared) == {"before"}
 
 

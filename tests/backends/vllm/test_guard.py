@@ -31,7 +31,7 @@ def start(script: str, socket: Path = Path("/nonexistent/e.sock")) -> Guarded:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
+        process_group=0,
     )
 
 
@@ -179,7 +179,7 @@ def test_what_is_left_when_the_guard_is_killed_is_known(
     wait_for(lambda: notes.exists() and len(notes.read_text().split()) == 2)
     process.kill()
     process.wait(timeout=30)
-    remove(notes, session=process.pid)
+    remove(notes, group=process.pid)
     assert [file.exists() for file in files[:2]] == [False] * 2
     assert theirs.exists()
     again = start("ls -A $VLLM_RPC_BASE_PATH | wc -l", socket)
