@@ -179,7 +179,7 @@ class RoutingSettings(Tree):
 
     policy: Policy | None = None
     """`graduate`: GGUF while it is quiet, vLLM when it is busy. `gguf_first`, `vllm_first`: that one while it can take
-    more. `fastest`: the one that has the first line of an answer soonest. `least_load`: the least busy one of both
+    more. `fastest`: the one that has the first lines of an answer soonest. `least_load`: the least busy one of both
     kinds. Unset: `graduate` in profile `auto`, `vllm_first` in `prod`, `gguf_first` in `dev`."""
 
     replicas: ReplicaPolicy = "least_load"

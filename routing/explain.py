@@ -73,7 +73,7 @@ def explain(lane: Lane, ask: Ask) -> dict[str, Any]:
     decision = decide(lane.plan, signals, ask)
     reason = lane.told(decision)
     labels = [upstream.label for upstream in lane.pool.upstreams]
-    first_line = expected_seconds(signals, crowd_on_cores(signals))
+    first_lines = expected_seconds(signals, crowd_on_cores(signals))
     return {
         "model": lane.pool.model,
         "policy": lane.plan.policy,
@@ -94,7 +94,7 @@ def explain(lane: Lane, ask: Ask) -> dict[str, Any]:
                 "backend": seen.kind,
                 "place": decision.upstreams.index(index) + 1 if index in decision.upstreams else None,
                 "why_not": _why_not(index, seen, decision.upstreams, reason, ask),
-                "predicted_first_line_seconds": round(first_line[index], 4),
+                "predicted_first_lines_seconds": round(first_lines[index], 4),
                 "predicted_queue_seconds": _queue(seen.kind, signals),
             }
             for index, seen in enumerate(signals.upstreams)

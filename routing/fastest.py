@@ -1,4 +1,4 @@
-"""The policy `fastest`: who has the first line of the answer soonest, and one engine at a time on the same cores. Pure.
+"""The policy `fastest`: who has the first lines of an answer soonest, and one engine at a time on shared cores. Pure.
 
 Engines with hardware of their own are chosen anew for each request, so that the load spreads over them. Two that are
 computed by the same cores only hold each other up, so the whole load of the model is given to one of them, and to the
@@ -14,7 +14,7 @@ from routing.signals import Signals, Stage
 
 # On the same cores the other engine has to be so much faster, and the last move so long ago, before the load moves:
 # that costs, and what is measured wavers. Meanwhile the engine shows what it does when it has warmed up to its load.
-CLEARLY = 0.85
+CLEARLY = 0.9
 DWELL_SECONDS = 1.0
 
 

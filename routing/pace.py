@@ -98,12 +98,13 @@ def _with_guesses(measured: dict[int, Crowd]) -> tuple[Crowd, ...]:
 
 
 def _guess(index: int, measured: dict[int, Crowd]) -> Crowd:
-    """By the crowds most like that one, as far as they differ. By a single one, as the root of the crowd, as in an
-    engine that computes many at once: whoever thinks worse of one than it is never finds out."""
+    """By the crowds most like that one, as far as they differ. By a single one, as the third root of a larger
+    crowd and the root of a smaller one, as in an engine that computes many at once: whoever thinks worse of one than
+    it is never finds out."""
     size = 0.75 * 2**index
     near, *others = sorted(measured, key=lambda number: (abs(number - index), number))
     crowd = measured[near]
-    power = 0.5
+    power = 1 / 3 if size > crowd.size else 1 / 2
     if others:
         other = measured[others[0]]
         took, took_there = (each.first_token_seconds + each.inter_token_seconds for each in (crowd, other))

@@ -18,30 +18,30 @@ _ALIVE = (Obstacle.NONE, Obstacle.FULL, Obstacle.RESTING)
 DOUBT_SECONDS = 60.0
 _DOUBT = DOUBT_SECONDS**-2
 # One on the same cores is tried with the whole load of the model. What it is held against computes on the same cores,
-# and is measured all the time.
-_DOUBT_TOGETHER = (5 * DOUBT_SECONDS) ** -2
+# and is measured all the time: which of the two is faster seldom changes.
+_DOUBT_TOGETHER = (15 * DOUBT_SECONDS) ** -2
 
-# A line of text. By the first token alone an engine would be preferred that is there a moment earlier, and then writes
-# at a third of the other's speed.
-FIRST_LINE_TOKENS = 16
+# A few lines of text. By the first token alone an engine would be preferred that is there a moment earlier, and then
+# writes at a third of the other's speed.
+FIRST_LINES_TOKENS = 32
 
 
-def first_line_seconds(pace: Pace, crowd: int) -> float:
-    """How long a stream that is one of so many takes for its first line; 0.0 where nothing is known."""
+def first_lines_seconds(pace: Pace, crowd: int) -> float:
+    """How long a stream that is one of so many takes for its first lines; 0.0 where nothing is known."""
     first, between = pace.in_crowd(crowd)
-    return first + (FIRST_LINE_TOKENS - 1) * between
+    return first + (FIRST_LINES_TOKENS - 1) * between
 
 
 def expected_seconds(signals: Signals, together: int = 0) -> list[float]:
-    """For each upstream how long a stream that begins now would take for its first line: as lately in such a crowd, and
-    behind what waits in its engine. 0.0 where nothing is known: that is how to find out. Each engine that shares cores
-    with another one is taken to get all the requests there: so many `together`."""
+    """For each upstream how long a stream that begins now would take for its first lines: as lately in such a crowd,
+    and behind what waits in its engine. 0.0 where nothing is known: that is how to find out. Each engine that shares
+    cores with another one is taken to get all the requests there: so many `together`."""
     now = signals.now
     found = []
     for _, _, _, outstanding, slots, _, pace, _, _, shares, alone in signals.upstreams:
         age = now - pace.measured_at
         if shares and together:
-            seconds = first_line_seconds(pace, together) / (1 + age * age * _DOUBT_TOGETHER)
+            seconds = first_lines_seconds(pace, together) / (1 + age * age * _DOUBT_TOGETHER)
         else:
             seconds = alone / (1 + age * age * _DOUBT)
         if outstanding >= slots:

@@ -45,7 +45,7 @@ class UpstreamSignals(NamedTuple):
     engine has to carry as far as is known: never less, and more where others use it too. `slots` are what it computes
     at once, infinite where that is unknown; `share` is how full it would be with one more request, 1.0 for as many as
     it computes at once; `seed` is its label as a number; it `shares_cores` with others of its
-    model that do; `first_line_seconds` is what a stream would take there for its first line if it was the last answer's
+    model that do; `first_lines_seconds` is what a stream would take there for its first lines at the last answer's
     moment."""
 
     kind: str
@@ -58,7 +58,7 @@ class UpstreamSignals(NamedTuple):
     lacks: frozenset[str]
     seed: int
     shares_cores: bool = False
-    first_line_seconds: float = 0.0
+    first_lines_seconds: float = 0.0
 
 
 class Signals(NamedTuple):

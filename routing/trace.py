@@ -121,7 +121,7 @@ def _upstream(fields: dict[str, Any]) -> UpstreamSignals:
         lacks=frozenset(fields["lacks"]),
         seed=int(fields["seed"]),
         shares_cores=bool(fields["shares_cores"]),
-        first_line_seconds=float(fields["first_line_seconds"]),
+        first_lines_seconds=float(fields["first_lines_seconds"]),
     )
 
 

@@ -15,7 +15,7 @@ from routing.adaptive import AdaptiveLimit
 from routing.ask import number_of
 from routing.health import Breaker
 from routing.pace import Pace
-from routing.prediction import first_line_seconds
+from routing.prediction import first_lines_seconds
 from routing.signals import Obstacle, UpstreamSignals
 
 # An upstream without a known limit counts as one of so many slots where loads are compared.
@@ -185,7 +185,7 @@ class Upstream:
             self.lacks,
             self.seed,
             self.shares_cores,
-            first_line_seconds(self._pace, in_flight + 1),
+            first_lines_seconds(self._pace, in_flight + 1),
         )
         return self._seen
 

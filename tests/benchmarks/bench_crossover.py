@@ -39,12 +39,12 @@ NEW_TOKENS = 48
 START_SECONDS = 600.0
 _WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state")
 
-# Every way of choosing, as the `routing` of the configuration. On two cores vLLM overtakes between 16 and 32 clients;
+# Every way of choosing, as the `routing` of the configuration. On two cores vLLM overtakes between 8 and 16 clients;
 # elsewhere the curves of both alone say where.
 POLICIES: dict[str, dict[str, Any]] = {
     "gguf": {"rules": [{"when": {"model": "demo"}, "use": "gguf"}]},
     "vllm": {"rules": [{"when": {"model": "demo"}, "use": "vllm"}]},
-    "graduate": {"policy": "graduate", "graduate": {"to_vllm_at": 24, "back_to_gguf_at": 12, "dwell_seconds": 1.0}},
+    "graduate": {"policy": "graduate", "graduate": {"to_vllm_at": 12, "back_to_gguf_at": 8, "dwell_seconds": 1.0}},
     "fastest": {"policy": "fastest"},
 }
 

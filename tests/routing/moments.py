@@ -8,7 +8,7 @@ from typing import Any
 from config.routing import RoutingSettings
 from routing.pace import Pace
 from routing.policy import GGUF, Plan, plan_for
-from routing.prediction import first_line_seconds
+from routing.prediction import first_lines_seconds
 from routing.signals import Obstacle, Signals, Stage, UpstreamSignals
 from routing.upstream import ASSUMED_SLOTS
 
@@ -25,8 +25,8 @@ def seen(kind: str = GGUF, outstanding: int = 0, obstacle: Obstacle = Obstacle.N
         "shares_cores": False,
     }
     known = usual | fields
-    line = first_line_seconds(known["pace"], known["in_flight"] + 1)
-    return UpstreamSignals(kind=kind, obstacle=obstacle, outstanding=outstanding, first_line_seconds=line, **known)
+    line = first_lines_seconds(known["pace"], known["in_flight"] + 1)
+    return UpstreamSignals(kind=kind, obstacle=obstacle, outstanding=outstanding, first_lines_seconds=line, **known)
 
 
 def moment(*upstreams: UpstreamSignals, **fields: Any) -> Signals:

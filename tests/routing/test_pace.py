@@ -32,9 +32,10 @@ def test_what_was_measured_in_a_crowd_holds_for_that_crowd() -> None:
     assert pace.in_crowd(32)[0] == pytest.approx(0.15)
 
 
-def test_one_measurement_is_extended_as_the_root_of_the_crowd() -> None:
+def test_one_measurement_is_extended_by_roots_of_the_crowd() -> None:
+    """The third one upwards, but within a step of two the root."""
     pace = measured((4, 0.1))
-    assert pace.in_crowd(16)[0] == pytest.approx(0.2)
+    assert pace.in_crowd(16)[0] == pytest.approx(0.1 * 4 ** (1 / 3), rel=0.1)
     assert pace.in_crowd(1)[0] == pytest.approx(0.05)
 
 

@@ -150,7 +150,7 @@ async def test_with_hardware_of_its_own_each_request_stays_where_it_is() -> None
     both = Both(policy="fastest")
     gguf, vllm = both.upstreams
     gguf.pace = gguf.pace.with_answer(0.0, 0.01, 0.01, 0, 1)
-    vllm.pace = vllm.pace.with_answer(0.0, 0.015, 0.015, 0, 1)
+    vllm.pace = vllm.pace.with_answer(0.0, 0.012, 0.012, 0, 1)
     tasks = await both.ask(3)
     assert both.in_flight == (2, 1)
     both.open.set()
