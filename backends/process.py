@@ -220,6 +220,10 @@ class EngineProcess:
             why = f"cannot be launched: {error}"
         except EngineStartFailed as error:
             exit_code, why = REFUSED, error.message
+        except Exception as error:
+            # A fault of ours. Untold, the engine would be STARTING for ever.
+            logger.exception("engine %s cannot be launched", self.name)
+            why = f"cannot be launched: {type(error).__name__}, see the log"
         ready_seconds = 0.0 if self._ready_at is None else self._clock() - self._ready_at
         if self.state in (BackendState.DRAINING, BackendState.STOPPED):
             # It slept, or was about to: waking it up takes a whole start.

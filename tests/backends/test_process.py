@@ -121,6 +121,23 @@ async def test_command_that_cannot_be_run_is_a_failure_like_any_other(make: Make
     assert process.state is BackendState.STOPPED
 
 
+async def test_what_nobody_expected_at_a_launch_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    pauses = Pauses()
+    pauses.end()
+    pauses.end()
+
+    def argv(_: str) -> list[str]:
+        raise ValueError("a fault of ours")
+
+    process = EngineProcess("demo", argv, timing=TIMING, sleep=pauses)
+    await process.start()
+    with pytest.raises(EngineStartFailed, match="cannot be launched: ValueError, see the log"):
+        await process.wait_ready(LIMIT_SECONDS)
+    assert "a fault of ours" in caplog.text
+    await process.stop()
+    assert process.state is BackendState.STOPPED
+
+
 async def test_crashed_engine_is_started_again_with_growing_delays(make: Make) -> None:
     pauses = Pauses()
     process = make(sleep=pauses, clock=Clock())
