@@ -101,8 +101,9 @@ def decode(
     stream = envelope.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise InvalidBody("`stream` should be true or false.", param="stream")
+    stream = bool(stream)
     options = envelope.get("stream_options")
-    include_usage = options is not None and _include_usage(options, bool(stream))
+    wants_usage = options is not None and _include_usage(options, stream)
     cap, choices = _asked_for(envelope)
     features = _NO_FEATURES
     if not envelope.keys() <= _PLAIN:
@@ -112,20 +113,12 @@ def decode(
         check_media(body, document)
     if cache_salt:
         body = _salted(body, document, cache_salt)
-    hides_usage = bool(stream) and not include_usage
+    hides_usage = stream and not wants_usage
     if hides_usage:
         body = _asking_usage(body, said="stream_options" in envelope)
+    # Every stream is asked for its usage, by the client or by us.
     return InferenceRequest(
-        operation,
-        model,
-        body,
-        bool(stream),
-        request_id,
-        include_usage or hides_usage,
-        cap,
-        choices,
-        features=features,
-        hides_usage=hides_usage,
+        operation, model, body, stream, request_id, stream, cap, choices, features=features, hides_usage=hides_usage
     )
 
 
