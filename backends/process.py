@@ -210,11 +210,11 @@ class EngineProcess:
         self._to_sleep.clear()
         self._to_wake.clear()
         exit_code = None
-        why = await self.admitted()
-        self.refused = bool(why)
-        if why:
-            return self._fail(why, MAX_DELAY_SECONDS)
         try:
+            why = await self.admitted()
+            self.refused = bool(why)
+            if why:
+                return self._fail(why, MAX_DELAY_SECONDS)
             exit_code, why = await self._run_child()
         except OSError as error:
             why = f"cannot be launched: {error}"

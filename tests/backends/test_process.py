@@ -121,7 +121,8 @@ async def test_command_that_cannot_be_run_is_a_failure_like_any_other(make: Make
     assert process.state is BackendState.STOPPED
 
 
-async def test_what_nobody_expected_at_a_launch_is_told(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("where", ["argv", "admitted"])
+async def test_what_nobody_expected_at_a_launch_is_told(where: str, caplog: pytest.LogCaptureFixture) -> None:
     pauses = Pauses()
     pauses.end()
     pauses.end()
@@ -129,7 +130,11 @@ async def test_what_nobody_expected_at_a_launch_is_told(caplog: pytest.LogCaptur
     def argv(_: str) -> list[str]:
         raise ValueError("a fault of ours")
 
+    async def admitted() -> str:
+        return "" if where == "argv" else str(argv(""))
+
     process = EngineProcess("demo", argv, timing=TIMING, sleep=pauses)
+    process.admitted = admitted
     await process.start()
     with pytest.raises(EngineStartFailed, match="cannot be launched: ValueError, see the log"):
         await process.wait_ready(LIMIT_SECONDS)
