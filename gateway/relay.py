@@ -173,21 +173,21 @@ class _Exchange:
         record.reason = routed.reason
         try:
             if response.body is not None:
-                record.usage = usage_of(response.body)
                 last = self._one_piece(response, response.body)
             else:
                 last = await self._chunks(response)
             record.status = response.status
+            # The client first: what it came to can be written down while the answer is on its way.
+            call.finish(last)
+            if response.body is not None:
+                record.usage = usage_of(response.body)
             routed.succeeded(record.first_token, self._pace.tokens if self._pace is not None else 0)
         except BackendError as error:
             routed.failed(error)
             raise
         finally:
-            # Nothing may cut what is complete.
-            call.settle()
             # The one release: it returns or aborts the upstream connection, which frees the slot and stops the engine.
             routed.close()
-        call.finish(last)
 
     async def _chunks(self, response: BackendResponse) -> bytes:
         self.is_sse = response.content_type.startswith(b"text/event-stream")
