@@ -158,7 +158,7 @@ class Authenticator:
             if found is None or not compare_digest(found.digest, digest):
                 raise InvalidKey(_what_is_wrong(key))
         if found.expires_at is not None and self._now() >= found.expires_at:
-            raise InvalidKey("The API key has expired.")
+            raise InvalidKey("The API key has expired.", key=found.name)
         return found
 
     def _by_certificate(self, names: bytes) -> Principal:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from config.document import Document
+from config.errors import ConfigError, Problem
 from config.validate import validate
-from gateway.keysfile import KeysFile
+from gateway.keysfile import KeysFile, expiry
 
 Edit = Callable[[KeysFile], KeysFile]
 
@@ -27,13 +28,19 @@ class NoSuchKey(Exception):
         self.known = known
 
 
-def add(entry: dict[str, Any], source: str) -> Edit:
-    """With `entry`, as a keys file has it, at the end. The edit raises KeyTaken, and ConfigError with `source`."""
+def add(entry: dict[str, Any], source: str, now: float) -> Edit:
+    """With `entry`, as a keys file has it, at the end. `now` is in seconds since 1970: what has expired by then was a
+    slip. The edit raises KeyTaken, and ConfigError with `source`."""
 
     def edit(old: KeysFile) -> KeysFile:
         if any(each.name == entry.get("name") for each in old.keys):
             raise KeyTaken
-        return _checked([*_plain(old), {k: v for k, v in entry.items() if v not in (None, {})}], source)
+        new = _checked([*_plain(old), {k: v for k, v in entry.items() if v not in (None, {})}], source)
+        expires = new.keys[-1].expires
+        if expires is not None and expiry(expires) <= now:
+            place = ("keys", len(old.keys), "expires")
+            raise ConfigError(source, (Problem(place, "is in the past: the key would never work"),))
+        return new
 
     return edit
 

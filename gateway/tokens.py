@@ -85,7 +85,7 @@ class Tokens:
                 del self._known[next(iter(self._known))]
             self._known[digest] = found
         if found.expires_at is not None and self._now() >= found.expires_at:
-            raise InvalidKey("The token has expired.")
+            raise InvalidKey("The token has expired.", key=found.name)
         return found
 
     def _claims(self, token: bytes) -> Mapping[str, Any]:

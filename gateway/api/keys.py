@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -37,7 +38,7 @@ _BODY = closed(
         "tier": _TEXT,
         "models": _TEXTS,
         "limits": LimitSettings.model_json_schema(),
-        "expires": {**_TEXT, "maxLength": 64, "examples": ["2027-01-31", "2027-01-31T12:00Z"]},
+        "expires": {**_TEXT, "maxLength": 64, "examples": ["2099-12-31", "2099-12-31T12:00Z"]},
         "addresses": {**_TEXTS, "examples": [["10.0.0.0/8"]]},
         "surfaces": {**_TEXTS, "items": {"enum": list(get_args(Surface))}},
     },
@@ -111,7 +112,7 @@ def routes(settings: Callable[[], Settings]) -> APIRouter:
         place = desk.store()
         entry = await _entry(request)
         key = new_key()
-        edit = keyedits.add({**entry, "hash": hash_of(key)}, "key")
+        edit = keyedits.add({**entry, "hash": hash_of(key)}, "key", time.time())
         await desk.change(request, place, edit, "made", entry["name"])
         return JSONResponse({"name": entry["name"], "key": key}, 201)
 

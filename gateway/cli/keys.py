@@ -5,6 +5,7 @@ A key is printed once, on standard output, and kept nowhere."""
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,7 @@ def add(
         "expires": expires,
     }
     store, settings = _store(file, config)
-    _change(store, keyedits.add(entry, store.where), settings)
+    _change(store, keyedits.add(entry, store.where, time.time()), settings)
     _show_once(key, f"Added '{name}' to {store.where}.")
 
 

@@ -105,8 +105,9 @@ def test_key_of_another_make_works_by_its_hash() -> None:
 def test_key_expires_at_its_moment() -> None:
     fields = {"expires": "1970-01-01T00:01Z"}
     assert authenticator(entry(**fields), now=59.9).principal(bearer(KEY)).name == "alice"
-    with pytest.raises(InvalidKey, match="expired"):
+    with pytest.raises(InvalidKey, match="expired") as refused:
         authenticator(entry(**fields), now=60.0).principal(bearer(KEY))
+    assert refused.value.key == "alice"  # the log says whose it was
 
 
 def test_replaced_keys_hold_from_the_next_request_on() -> None:

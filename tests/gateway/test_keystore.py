@@ -58,10 +58,10 @@ def names(store: KeyStore) -> list[str]:
 
 def test_what_one_changes_others_see(make: Make) -> None:
     store, other = make(), make()
-    store.change(keyedits.add(entry("a", tier="gold", limits={"concurrent": 3}, models=["m"]), "x"))
+    store.change(keyedits.add(entry("a", tier="gold", limits={"concurrent": 3}, models=["m"]), "x", 0.0))
     before = other.stamp()
     assert before == make().stamp()
-    store.change(keyedits.add(entry("b", addresses=["10.0.0.0/8"], surfaces=["operators"]), "x"))
+    store.change(keyedits.add(entry("b", addresses=["10.0.0.0/8"], surfaces=["operators"]), "x", 0.0))
     assert other.stamp() != before
     assert names(other) == ["a", "b"]
     loaded = other.load()
@@ -77,12 +77,12 @@ def test_what_one_changes_others_see(make: Make) -> None:
 
 def test_edit_that_fails_changes_nothing(make: Make) -> None:
     store = make()
-    store.change(keyedits.add(entry("a"), "x"))
+    store.change(keyedits.add(entry("a"), "x", 0.0))
     before = store.stamp()
     for edit, error in (
-        (keyedits.add(entry("a"), "x"), KeyTaken),
-        (keyedits.add(entry("a b"), "x"), ConfigError),
-        (keyedits.add({**entry("b"), "hash": hash_of("a")}, "x"), ConfigError),
+        (keyedits.add(entry("a"), "x", 0.0), KeyTaken),
+        (keyedits.add(entry("a b"), "x", 0.0), ConfigError),
+        (keyedits.add({**entry("b"), "hash": hash_of("a")}, "x", 0.0), ConfigError),
         (keyedits.revoke("b", "x"), NoSuchKey),
         (keyedits.rotate("b", hash_of("b"), "x"), NoSuchKey),
     ):
@@ -92,12 +92,12 @@ def test_edit_that_fails_changes_nothing(make: Make) -> None:
 
 
 def test_everybody_who_changes_keys_at_once_is_heard(make: Make) -> None:
-    make().change(keyedits.add(entry("first"), "x"))
+    make().change(keyedits.add(entry("first"), "x", 0.0))
 
     def add(number: int) -> None:
         store = make()
         for index in range(4):
-            store.change(keyedits.add(entry(f"k{number}-{index}"), "x"))
+            store.change(keyedits.add(entry(f"k{number}-{index}"), "x", 0.0))
 
     threads = [threading.Thread(target=add, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -112,7 +112,7 @@ def test_database_is_its_owners_alone_and_starts_empty(tmp_path: Path) -> None:
     store = store_at(str(file), RedisSettings())
     assert isinstance(store, DatabaseStore)
     assert store.load() is None
-    store.change(keyedits.add(entry("a"), "x"))
+    store.change(keyedits.add(entry("a"), "x", 0.0))
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
@@ -124,7 +124,7 @@ def test_database_that_is_none_is_one_error(tmp_path: Path, content: bytes) -> N
     with pytest.raises(ConfigError, match="cannot be used"):
         store.load()
     with pytest.raises(ConfigError, match="cannot be used"):
-        store.change(keyedits.add(entry("a"), "x"))
+        store.change(keyedits.add(entry("a"), "x", 0.0))
     assert file.read_bytes() == content
 
 
@@ -139,7 +139,7 @@ def test_redis_that_is_gone_is_one_error_without_its_password() -> None:
 def test_redis_is_asked_again_after_a_restart(tmp_path: Path) -> None:
     with running_redis(tmp_path / "redis", "--appendonly", "yes", "--appendfsync", "always") as server:
         store = RedisStore(RedisSettings(url=server.url))
-        store.change(keyedits.add(entry("a"), "x"))
+        store.change(keyedits.add(entry("a"), "x", 0.0))
         server.stop()
         assert "cannot be used" in str(store.stamp())
         server.start()

@@ -27,8 +27,8 @@ KEYS = "/admin/keys"
 def prepared(place: str, redis: RedisSettings | None = None) -> None:
     """An operator's key and a client's."""
     store = store_at(place, redis or RedisSettings())
-    store.change(keyedits.add({"name": "boss", "hash": hash_of(BOSS), "surfaces": ["operators"]}, "x"))
-    store.change(keyedits.add({"name": "client", "hash": hash_of(CLIENT)}, "x"))
+    store.change(keyedits.add({"name": "boss", "hash": hash_of(BOSS), "surfaces": ["operators"]}, "x", 0.0))
+    store.change(keyedits.add({"name": "client", "hash": hash_of(CLIENT)}, "x", 0.0))
 
 
 def edge(folder: Path, **more: Any) -> dict[str, Any]:
@@ -126,6 +126,7 @@ async def test_clients_and_strangers_manage_nothing(tmp_path: Path) -> None:
         ({"name": "x", "addresses": ["10.0.0.0/99"]}, 400, "invalid_request", "addresses.0"),
         ({"name": "x", "hash": hash_of("mine")}, 400, "invalid_request", "hash"),
         ({"name": "x", "expires": "soon"}, 400, "invalid_request", "expires"),
+        ({"name": "x", "expires": "2020-01-01"}, 400, "invalid_request", "expires"),
     ],
     ids=lambda value: str(value)[:40],
 )

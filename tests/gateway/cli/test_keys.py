@@ -41,7 +41,7 @@ def test_added_key_is_the_only_line_of_output_and_works(file: Path, capsys: pyte
 
 
 def test_rights_of_a_key_are_written(file: Path) -> None:
-    rights = ["--tier", "batch", "--models", "llama3,demo", "--expires", "2027-01-31", "--rpm", "30"]
+    rights = ["--tier", "batch", "--models", "llama3,demo", "--expires", "2099-12-31", "--rpm", "30"]
     assert (
         keys(
             "add",
@@ -60,7 +60,7 @@ def test_rights_of_a_key_are_written(file: Path) -> None:
         == 0
     )
     [entry] = load_keys(file).keys
-    assert (entry.tier, entry.models, entry.expires) == ("batch", ("llama3", "demo"), "2027-01-31")
+    assert (entry.tier, entry.models, entry.expires) == ("batch", ("llama3", "demo"), "2099-12-31")
     assert entry.limits.model_dump() == {
         "requests_per_minute": 30,
         "tokens_per_minute": 9,
@@ -120,6 +120,7 @@ def test_revoked_key_is_gone(file: Path, capsys: pytest.CaptureFixture[str]) -> 
             "limits.tokens_per_minute: should be a whole number or should be 'unlimited'",
         ),
         (["add", "bob", "--expires", "soon"], "expires: should be a date or a time"),
+        (["add", "bob", "--expires", "2020-01-01"], "keys[1].expires: is in the past"),
         (["add", "bob", "--models", ""], "keys[1].models[0]: "),
         (["revoke", "bob"], "has no key 'bob' (there: alice)"),
         (["rotate", "bob"], "has no key 'bob' (there: alice)"),

@@ -251,7 +251,7 @@ async def test_cluster_is_asked_where_its_keys_are(tmp_path: Path) -> None:
             assert left(await gateway.reserve(), "requests") == 8
         assert other.command("DBSIZE") == 2
         store = RedisStore(RedisSettings(url=one.url))
-        store.change(keyedits.add({"name": "a", "hash": hash_of("a")}, "x"))
+        store.change(keyedits.add({"name": "a", "hash": hash_of("a")}, "x", 0.0))
         assert [key.name for key in (store.load() or KeysFile()).keys] == ["a"]
 
 
