@@ -1,11 +1,15 @@
 """One model behind two engines while the load steps up and down: what each policy makes of it.
 
     python -m tests.benchmarks.bench_crossover --rounds 3 --svg docs/crossover.svg
+    python -m tests.benchmarks.bench_crossover --in-turns --rounds 8 --seconds 4
 
 Our GGUF engine and vLLM (on the CPU where there is no GPU) serve the demo model's weights behind one gateway.
 Closed-loop clients, 1 to 32 and back, each step as long as the others; the policy is changed by reloading the
 configuration, so that every policy meets the same two engines. Two of the "policies" are rules that use one engine
-alone. Takes about `rounds * policies * steps * seconds`, and a minute or three for vLLM's start. Neighbours:
+alone. Takes about `rounds * policies * steps * seconds`, and a minute or three for vLLM's start.
+
+A machine that others share is faster in one minute than in the next by more than policies differ. `--in-turns` does
+without the staircase: at each number of clients the policies take turns every few seconds. Neighbours:
 crossover_report.py, crossover_chart.py.
 """
 
@@ -13,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import random
 import signal
@@ -20,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import pairwise
@@ -31,7 +36,7 @@ import httpx
 
 from tests.benchmarks.bench_engine_load import Client, Exchange, read_answer, request_bytes
 from tests.benchmarks.crossover_chart import chart
-from tests.benchmarks.crossover_report import ALONE, Pass, Step, median, report, summary, verdicts
+from tests.benchmarks.crossover_report import ALONE, Pass, Step, median, report, steady, summary, verdicts
 from tests.e2e.gateway import listening_url
 
 STEPS = (1, 2, 4, 8, 16, 32, 16, 8, 4, 2, 1)
@@ -53,21 +58,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=12.0, help="length of a step (default %(default)g)")
+    parser.add_argument("--in-turns", action="store_true", help="compare the policies at each number of clients")
     parser.add_argument("--policies", default=",".join(POLICIES), help="default: %(default)s")
     parser.add_argument("--svg", type=Path, help="write a chart of the medians")
     parser.add_argument("--json", type=Path, help="write every measurement")
     options = parser.parse_args()
     policies = options.policies.split(",")
+    if options.in_turns:
+        found = in_turns(policies, options.rounds, options.seconds)
+        print(f"{report(found, settled=True)}\n")
+        print("\n".join(verdicts(found)))
+        return 0
     passes: list[Pass] = []
+    chance = random.Random(0)
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as (process, file, url, log):
         for number in range(options.rounds):
             for policy in random.Random(number).sample(policies, len(policies)):
                 choose(policy, process, file, log)
-                done = asyncio.run(one_pass(policy, url, options.seconds, number))
+                done = asyncio.run(one_pass(policy, url, options.seconds, chance))
                 passes.append(done)
                 say(f"round {number + 1}: {policy}: {done.tokens_per_second:,.0f} tokens/s, {done.moves} moves")
-    if options.json:
-        options.json.write_text(json.dumps([asdict(each) for each in passes], indent=1))
+                if options.json:
+                    options.json.write_text(json.dumps([asdict(each) for each in passes], indent=1))
     found = {policy: median([each for each in passes if each.policy == policy]) for policy in policies}
     print(report(found))
     print(f"\nWithout the first second of each step:\n\n{report(found, settled=True)}\n")
@@ -124,22 +136,58 @@ def choose(policy: str, process: subprocess.Popen[str], file: Path, log: Path) -
         time.sleep(0.05)
 
 
-async def one_pass(policy: str, url: str, seconds: float, seed: int) -> Pass:
+async def one_pass(policy: str, url: str, seconds: float, chance: random.Random) -> Pass:
     """The whole staircase once."""
     host, _, port = url.removeprefix("http://").partition(":")
-    exchanges: list[Exchange] = []
-    steps: list[Step] = []
-    chance = random.Random(seed)
+    taken: list[tuple[int, list[Exchange], float, float]] = []
+    # Whatever the generator does beside asking holds up all clients at once, and a pause between two steps is a load
+    # of none: no garbage collection, and answers are read when all have come.
+    gc.disable()
     for concurrency in STEPS:
         began = time.perf_counter()
         done = await closed_loop((host, int(port)), concurrency, began + seconds, chance)
-        steps.append(summary(concurrency, done, NEW_TOKENS, began, time.perf_counter()))
-        exchanges += done
+        taken.append((concurrency, done, began, time.perf_counter()))
+    gc.enable()
+    steps = [summary(concurrency, done, NEW_TOKENS, began, ended) for concurrency, done, began, ended in taken]
+    exchanges = [exchange for _, done, _, _ in taken for exchange in done]
     exchanges.sort(key=lambda exchange: exchange.sent_at)
     backends = [exchange.backend for exchange in exchanges if exchange.backend]
     moves = sum(a != b for a, b in pairwise(backends))
     whole = summary(0, exchanges, NEW_TOKENS, exchanges[0].sent_at, max(each.ended_at for each in exchanges))
     return Pass(policy, tuple(steps), moves, whole.tokens_per_second, whole.ttft_p95)
+
+
+def in_turns(policies: Sequence[str], rounds: int, seconds: float) -> dict[str, Pass]:
+    """So many windows of each policy at each number of clients, in turns, each after a second to settle."""
+    steps: dict[str, list[Step]] = {policy: [] for policy in policies}
+    chance = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as (process, file, url, log):
+        for concurrency in sorted(set(STEPS)):
+            done: dict[str, list[Exchange]] = {policy: [] for policy in policies}
+            taken = dict.fromkeys(policies, 0.0)
+            for number in range(rounds):
+                for policy in random.Random(number).sample(policies, len(policies)):
+                    choose(policy, process, file, log)
+                    window, length = asyncio.run(one_window(url, concurrency, seconds, chance))
+                    done[policy] += window
+                    taken[policy] += length
+            for policy in policies:
+                step = steady(concurrency, done[policy], NEW_TOKENS, taken[policy])
+                steps[policy].append(step)
+                say(f"{concurrency} clients: {policy}: {step.tokens_per_second:,.0f} tokens/s")
+    return {policy: Pass(policy, tuple(column), 0, 0.0, 0.0) for policy, column in steps.items()}
+
+
+async def one_window(url: str, concurrency: int, seconds: float, chance: random.Random) -> tuple[list[Exchange], float]:
+    """What `concurrency` clients were answered, and how long they asked."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    gc.disable()
+    await closed_loop((host, int(port)), concurrency, time.perf_counter() + 1, chance)
+    began = time.perf_counter()
+    done = await closed_loop((host, int(port)), concurrency, began + seconds, chance)
+    length = time.perf_counter() - began
+    gc.enable()
+    return done, length
 
 
 async def closed_loop(address: tuple[str, int], clients: int, until: float, chance: random.Random) -> list[Exchange]:
@@ -164,7 +212,7 @@ async def closed_loop(address: tuple[str, int], clients: int, until: float, chan
 
 
 def question(chance: random.Random) -> dict[str, Any]:
-    """Nothing is to be had from a prefix cache: the first word is drawn."""
+    """Nothing is to be had from a prefix cache: no draw comes twice."""
     return {
         "model": "demo",
         "messages": [{"role": "user", "content": " ".join(chance.choices(_WORDS, k=chance.randint(4, 24)))}],

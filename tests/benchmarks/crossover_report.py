@@ -46,6 +46,11 @@ def summary(concurrency: int, done: Sequence[Exchange], new_tokens: int, began: 
     return replace(whole, settled=after)
 
 
+def steady(concurrency: int, done: Sequence[Exchange], new_tokens: int, seconds: float) -> Step:
+    """Of requests with `new_tokens` each, in so many seconds in which nothing changed."""
+    return _figures(concurrency, done, done, new_tokens, seconds)
+
+
 def _figures(
     concurrency: int, done: Sequence[Exchange], begun: Sequence[Exchange], new_tokens: int, seconds: float
 ) -> Step:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.benchmarks.bench_engine_load import Exchange
-from tests.benchmarks.crossover_report import Pass, Step, median, report, summary, verdicts
+from tests.benchmarks.crossover_report import Pass, Step, median, report, steady, summary, verdicts
 
 
 def exchange(sent_at: float, first_at: float, ended_at: float, backend: str = "gguf") -> Exchange:
@@ -23,6 +23,11 @@ def test_a_step_is_told_with_and_without_its_first_second() -> None:
     assert step.settled is not None
     assert [step.settled.tokens_per_second, step.settled.ttft_p95] == pytest.approx([2.0, 0.1])
     assert [step.vllm_share, step.settled.vllm_share] == pytest.approx([1 / 3, 1.0])
+
+
+def test_windows_of_one_load_count_whole() -> None:
+    step = steady(2, [exchange(10.0, 10.1, 10.5), exchange(20.0, 20.3, 20.5)], 2, 2.0)
+    assert [step.requests, step.tokens_per_second, step.ttft_p95] == pytest.approx([2, 2.0, 0.3])
 
 
 def passes(policy: str, *figures: tuple[float, float]) -> Pass:
