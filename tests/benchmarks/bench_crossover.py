@@ -65,6 +65,8 @@ def main() -> int:
     options = parser.parse_args()
     policies = options.policies.split(",")
     if options.in_turns:
+        if options.svg or options.json:
+            parser.error("--svg and --json are of the staircase, not of --in-turns")
         found = in_turns(policies, options.rounds, options.seconds)
         print(f"{report(found, settled=True)}\n")
         print("\n".join(verdicts(found)))
@@ -138,16 +140,12 @@ def choose(policy: str, process: subprocess.Popen[str], file: Path, log: Path) -
 
 async def one_pass(policy: str, url: str, seconds: float, chance: random.Random) -> Pass:
     """The whole staircase once."""
-    host, _, port = url.removeprefix("http://").partition(":")
+    # Answers are read when all have come: a pause between two steps would be a load of none.
     taken: list[tuple[int, list[Exchange], float, float]] = []
-    # Whatever the generator does beside asking holds up all clients at once, and a pause between two steps is a load
-    # of none: no garbage collection, and answers are read when all have come.
-    gc.disable()
     for concurrency in STEPS:
         began = time.perf_counter()
-        done = await closed_loop((host, int(port)), concurrency, began + seconds, chance)
+        done = await closed_loop(url, concurrency, began + seconds, chance)
         taken.append((concurrency, done, began, time.perf_counter()))
-    gc.enable()
     steps = [summary(concurrency, done, NEW_TOKENS, began, ended) for concurrency, done, began, ended in taken]
     exchanges = [exchange for _, done, _, _ in taken for exchange in done]
     exchanges.sort(key=lambda exchange: exchange.sent_at)
@@ -180,22 +178,19 @@ def in_turns(policies: Sequence[str], rounds: int, seconds: float) -> dict[str, 
 
 async def one_window(url: str, concurrency: int, seconds: float, chance: random.Random) -> tuple[list[Exchange], float]:
     """What `concurrency` clients were answered, and how long they asked."""
-    host, _, port = url.removeprefix("http://").partition(":")
-    gc.disable()
-    await closed_loop((host, int(port)), concurrency, time.perf_counter() + 1, chance)
+    await closed_loop(url, concurrency, time.perf_counter() + 1, chance)
     began = time.perf_counter()
-    done = await closed_loop((host, int(port)), concurrency, began + seconds, chance)
-    length = time.perf_counter() - began
-    gc.enable()
-    return done, length
+    done = await closed_loop(url, concurrency, began + seconds, chance)
+    return done, time.perf_counter() - began
 
 
-async def closed_loop(address: tuple[str, int], clients: int, until: float, chance: random.Random) -> list[Exchange]:
+async def closed_loop(url: str, clients: int, until: float, chance: random.Random) -> list[Exchange]:
     """`clients` clients that ask until the time is over, and what they were answered."""
+    host, _, port = url.removeprefix("http://").partition(":")
     done: list[Exchange] = []
 
     async def ask() -> None:
-        client = Client(*address)
+        client = Client(host, int(port))
         try:
             while time.perf_counter() < until:
                 exchange = await client.exchange(request_bytes("POST", "/v1/chat/completions", question(chance)))
@@ -205,9 +200,12 @@ async def closed_loop(address: tuple[str, int], clients: int, until: float, chan
         finally:
             client.close()
 
+    # Collecting garbage would hold up all clients at once.
+    gc.disable()
     async with asyncio.TaskGroup() as group:
         for _ in range(clients):
             group.create_task(ask())
+    gc.enable()
     return done
 
 
