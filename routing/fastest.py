@@ -8,6 +8,7 @@ other one when that would be clearly faster. Neighbours: prediction.py (how fast
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from routing.prediction import crowd_on_cores, expected_seconds
 from routing.signals import Signals, Stage
@@ -40,7 +41,9 @@ def _noted(signals: Signals) -> Stage:
     age = now - stage.second
     if age < 1:
         return stage._replace(crowd=max(crowd, stage.crowd))
-    return stage._replace(second=now, crowd=crowd, crowd_before=stage.crowd if age < 2 else 0)
+    # The first answers of all say little about an engine, so it is not left at once.
+    since = now if stage.second == -inf else stage.since
+    return stage._replace(since=since, second=now, crowd=crowd, crowd_before=stage.crowd if age < 2 else 0)
 
 
 def _moved(stage: Stage, signals: Signals, seconds: Sequence[float], sharing: Sequence[int]) -> Stage:

@@ -10,20 +10,29 @@ from typing import NamedTuple
 
 # A new measurement counts this much. Ten answers later the old picture is a third of the average.
 _WEIGHT = 0.1
+# In the steady average of a crowd all that are there at once count this much together: whatever else keeps the machine
+# busy for a moment, all of them meet it.
+_STEADY_WEIGHT = 0.05
+# Older measurements of a crowd count for nothing beside a new one.
+_ANEW_SECONDS = 300.0
 
 
 class Crowd(NamedTuple):
     """What answers take in crowds of about `size` requests: seconds to the first token and between tokens (to the end,
-    and 0.0, where none was a stream). One that is `guessed` goes by those that were measured."""
+    and 0.0, where none was a stream), by so many `answers` up to `measured_at`. Without any it is a guess of that
+    moment by crowds that were measured."""
 
     size: float
     first_token_seconds: float
     inter_token_seconds: float
-    guessed: bool = False
+    measured_at: float = 0.0
+    answers: int = 0
 
 
+UNKNOWN = Crowd(1.0, 0.0, 0.0)
 # From so many requests on all count as one crowd.
 _LARGE = 2048
+_CROWDS = _LARGE.bit_length() + 1
 
 
 class Pace(NamedTuple):
@@ -40,10 +49,18 @@ class Pace(NamedTuple):
     crowds: tuple[Crowd, ...] = ()
 
     def with_answer(
-        self, now: float, service_seconds: float, first_token_seconds: float | None, tokens: int, in_flight: int = 1
+        self,
+        now: float,
+        service_seconds: float,
+        first_token_seconds: float | None,
+        tokens: int,
+        in_flight: int = 1,
+        *,
+        steady: bool = False,
     ) -> Pace:
         """After one more whole answer, which was one of up to `in_flight`; 0 where that says nothing about this engine
-        alone. Only streams have `first_token_seconds` and `tokens`."""
+        alone. Only streams have `first_token_seconds` and `tokens`. What crowds take follows the moment, unless it is
+        to be `steady`."""
         first, between, service, measured_at, crowds = self
         service = service_seconds if service is None else service + _WEIGHT * (service_seconds - service)
         pause = 0.0
@@ -54,34 +71,38 @@ class Pace(NamedTuple):
                 between = pause if between is None else between + _WEIGHT * (pause - between)
         if in_flight:
             begins = service_seconds if first_token_seconds is None else first_token_seconds
+            answer = _new(Crowd, (float(in_flight), begins, pause, now, 1))
             # Guessing takes as long as a few decisions.
-            crowds = _counted(crowds, in_flight, begins, pause, guess=int(now) != int(measured_at))
+            crowds = _counted(crowds, answer, steady=steady, guess=int(now) != int(measured_at))
         return _new(Pace, (first, between, service, now, crowds))
 
-    def in_crowd(self, requests: int) -> tuple[float, float]:
-        """Seconds to the first token and between tokens that are to be expected with so many requests there; 0.0 where
-        nothing is known."""
+    def in_crowd(self, requests: int) -> Crowd:
+        """What is to be expected with so many requests there; 0.0 seconds where nothing is known."""
         if not self.crowds:
-            return 0.0, 0.0
-        size, first, between, _ = self.crowds[_index_of(requests)]
+            return UNKNOWN
+        size, first, between, measured_at, answers = self.crowds[_index_of(requests)]
         factor = sqrt(requests / size)
-        return first * factor, between * factor
+        return _new(Crowd, (size, first * factor, between * factor, measured_at, answers))
 
 
-def _counted(
-    crowds: tuple[Crowd, ...], in_flight: int, first_seconds: float, pause: float, *, guess: bool
-) -> tuple[Crowd, ...]:
-    index = _index_of(in_flight)
-    before = crowds[index] if crowds else None
-    if before is None or before.guessed:
-        return _with_guesses({**_measured(crowds), index: Crowd(float(in_flight), first_seconds, pause)})
-    size, first, between, _ = before
-    size += _WEIGHT * (in_flight - size)
-    first += _WEIGHT * (first_seconds - first)
-    between += _WEIGHT * (pause - between)
-    crowd = _new(Crowd, (size, first, between, False))
+def _counted(crowds: tuple[Crowd, ...], answer: Crowd, *, steady: bool, guess: bool) -> tuple[Crowd, ...]:
+    """With one more `answer`, and the crowds that were not measured guessed again if that is wanted."""
+    in_flight, first_seconds, pause, now, _ = answer
+    index = _index_of(int(in_flight))
+    if not crowds:
+        return _with_guesses({index: answer}, (), now)
+    size, first, between, measured_at, answers = crowds[index]
+    if answers == 0 or now - measured_at > _ANEW_SECONDS:
+        answers, guess = 0, True
+    weight = _WEIGHT if answers else 1.0
+    if steady:
+        weight = max(1 / (answers + 1), _STEADY_WEIGHT / in_flight)
+    size += weight * (in_flight - size)
+    first += weight * (first_seconds - first)
+    between += weight * (pause - between)
+    crowd = _new(Crowd, (size, first, between, now, answers + 1))
     if guess:
-        return _with_guesses({**_measured(crowds), index: crowd})
+        return _with_guesses({**_measured(crowds), index: crowd}, crowds, now)
     return (*crowds[:index], crowd, *crowds[index + 1 :])
 
 
@@ -90,14 +111,16 @@ def _index_of(requests: int) -> int:
 
 
 def _measured(crowds: tuple[Crowd, ...]) -> dict[int, Crowd]:
-    return {index: crowd for index, crowd in enumerate(crowds) if not crowd.guessed}
+    return {index: crowd for index, crowd in enumerate(crowds) if crowd.answers}
 
 
-def _with_guesses(measured: dict[int, Crowd]) -> tuple[Crowd, ...]:
-    return tuple(measured.get(index) or _guess(index, measured) for index in range(_LARGE.bit_length() + 1))
+def _with_guesses(measured: dict[int, Crowd], before: tuple[Crowd, ...], now: float) -> tuple[Crowd, ...]:
+    """All crowds. A guess that is made again is as old as the first one: it was not tried."""
+    since = [crowd.measured_at for crowd in before] or [now] * _CROWDS
+    return tuple(measured.get(index) or _guess(index, measured, since[index]) for index in range(_CROWDS))
 
 
-def _guess(index: int, measured: dict[int, Crowd]) -> Crowd:
+def _guess(index: int, measured: dict[int, Crowd], since: float) -> Crowd:
     """By the crowds most like that one, as far as they differ. By a single one, as the third root of a larger
     crowd and the root of a smaller one, as in an engine that computes many at once: whoever thinks worse of one than
     it is never finds out."""
@@ -112,7 +135,7 @@ def _guess(index: int, measured: dict[int, Crowd]) -> Crowd:
             power = min(max((log(took) - log(took_there)) / log(crowd.size / other.size), 0.0), 1.0)
     factor = (size / crowd.size) ** power
     first, between = crowd.first_token_seconds * factor, crowd.inter_token_seconds * factor
-    return Crowd(size, first, between, guessed=True)
+    return Crowd(size, first, between, since)
 
 
 # What the constructor does, in a third of the time; this is done for each answer.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from math import inf
 
-from routing.pace import Pace
+from routing.pace import Crowd, Pace
 from routing.signals import Obstacle, Signals
 
 _ALIVE = (Obstacle.NONE, Obstacle.FULL, Obstacle.RESTING)
@@ -20,6 +20,9 @@ _DOUBT = DOUBT_SECONDS**-2
 # One on the same cores is tried with the whole load of the model. What it is held against computes on the same cores,
 # and is measured all the time: which of the two is faster seldom changes.
 _DOUBT_TOGETHER = (15 * DOUBT_SECONDS) ** -2
+# What so many rounds of answers said there grows old twice as fast as what very many did: it may have been a moment in
+# which the machine had other work.
+_FEW = 10.0
 
 # A few lines of text. By the first token alone an engine would be preferred that is there a moment earlier, and then
 # writes at a third of the other's speed.
@@ -28,8 +31,19 @@ FIRST_LINES_TOKENS = 32
 
 def first_lines_seconds(pace: Pace, crowd: int) -> float:
     """How long a stream that is one of so many takes for its first lines; 0.0 where nothing is known."""
-    first, between = pace.in_crowd(crowd)
-    return first + (FIRST_LINES_TOKENS - 1) * between
+    return _first_lines(pace.in_crowd(crowd))
+
+
+def _first_lines(crowd: Crowd) -> float:
+    return crowd.first_token_seconds + (FIRST_LINES_TOKENS - 1) * crowd.inter_token_seconds
+
+
+def _doubted_together(crowd: Crowd, now: float) -> float:
+    """The same, as far as it is still believed of an engine that shares its cores."""
+    age = now - crowd.measured_at
+    if crowd.answers:
+        age *= 1 + _FEW * crowd.size / crowd.answers
+    return _first_lines(crowd) / (1 + age * age * _DOUBT_TOGETHER)
 
 
 def expected_seconds(signals: Signals, together: int = 0) -> list[float]:
@@ -39,10 +53,10 @@ def expected_seconds(signals: Signals, together: int = 0) -> list[float]:
     now = signals.now
     found = []
     for _, _, _, outstanding, slots, _, pace, _, _, shares, alone in signals.upstreams:
-        age = now - pace.measured_at
         if shares and together:
-            seconds = first_lines_seconds(pace, together) / (1 + age * age * _DOUBT_TOGETHER)
+            seconds = _doubted_together(pace.in_crowd(together), now)
         else:
+            age = now - pace.measured_at
             seconds = alone / (1 + age * age * _DOUBT)
         if outstanding >= slots:
             seconds += (outstanding + 1 - slots) / slots * (pace.service_seconds or 0.0)

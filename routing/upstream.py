@@ -148,7 +148,10 @@ class Upstream:
             self.breaker.succeeded(now)
         # The first of many that came at once was alone when it was sent.
         crowd = max(in_flight, self.in_flight) if in_flight else 0
-        self._pace = self._pace.with_answer(now, service_seconds, first_token_seconds, tokens, crowd)
+        # On shared cores all of a model's load moves where one goes: not for what a moment makes of it.
+        self._pace = self._pace.with_answer(
+            now, service_seconds, first_token_seconds, tokens, crowd, steady=self.shares_cores
+        )
         self._seen = None
         if self.adaptive is not None and first_token_seconds is not None:
             self.adaptive.answered(now, first_token_seconds, self.in_flight)

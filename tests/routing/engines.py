@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, pairwise
+from math import inf
 from random import Random
 
 from routing.ask import Ask
@@ -23,6 +24,7 @@ from routing.upstream import Upstream
 TOKENS = 48
 # How much longer turns take than by the engine's share, while others work on the same cores.
 _WASTE = 1.2
+_NEVER = (inf, inf)
 
 
 @dataclass(slots=True, eq=False)
@@ -72,13 +74,27 @@ class Engine:
         return done
 
 
-class Lab:
-    """Closed-loop clients before `engines` under `plan`. A turn takes up to `noise` more or less, as a share of it."""
+def _others(chance: Random) -> Iterator[tuple[float, float]]:
+    """From when to when other programs hold the engines up."""
+    now = 0.0
+    while True:
+        now += chance.expovariate(1 / 20)
+        began, now = now, now + chance.expovariate(1 / 0.5)
+        yield began, now
 
-    def __init__(self, plan: Plan, engines: Sequence[Engine], *, seed: int = 0, noise: float = 0.0) -> None:
+
+class Lab:
+    """Closed-loop clients before `engines` under `plan`. A turn takes up to `noise` more or less, as a share of it.
+    Where others use the machine, too, (`busy`) it takes three times as long for a moment every twenty seconds or so."""
+
+    def __init__(
+        self, plan: Plan, engines: Sequence[Engine], *, seed: int = 0, noise: float = 0.0, busy: bool = False
+    ) -> None:
         self.plan = plan
         self.engines = engines
         self._chance, self._noise = Random(seed), noise
+        self._others = _others(Random(seed)) if busy else iter(())
+        self._held_up = next(self._others, _NEVER)
         self.stage = Stage(GGUF)
         self.now = 0.0
         self.done: list[Request] = []
@@ -140,6 +156,10 @@ class Lab:
         if self._disturbed(engine):
             seconds *= 2 * _WASTE
         seconds *= 1 + self._noise * self._chance.uniform(-1, 1)
+        while self._held_up[1] < self.now:
+            self._held_up = next(self._others)
+        if self._held_up[0] <= self.now:
+            seconds *= 3
         heapq.heappush(self._turns, (self.now + seconds, next(self._numbers), engine))
 
     def _disturbed(self, engine: Engine) -> bool:

@@ -31,6 +31,14 @@ def lately(first: float, whole: float, crowd: int = 1, now: float = 1000.0) -> P
     return Pace().with_answer(now, whole, first, 0, crowd)
 
 
+def measured(first: float, crowd: int, times: int) -> Pace:
+    """At 1000.0, so many answers."""
+    pace = Pace()
+    for _ in range(times):
+        pace = pace.with_answer(1000.0, 9, first, 0, crowd)
+    return pace
+
+
 def answered(*answers: tuple[float, float | None, int]) -> Pace:
     """After answers that took so long, and so long to their first token, in crowds of so many."""
     pace = Pace()
@@ -93,6 +101,41 @@ def test_a_slow_upstream_is_tried_again_after_a_while() -> None:
     assert decision("fastest", slow, usual)[0] == (1, 0)
     kept_busy = seen(VLLM, pace=lately(0.5, 2, now=1240))
     assert decision("fastest", slow, kept_busy, now=1240.0)[0] == (0, 1)
+
+
+def test_on_the_same_cores_each_crowd_is_doubted_by_itself() -> None:
+    """What was slow in a large crowd is tried in one again, although it answers in small ones all the time."""
+    stage, vllm = Stage(GGUF, 1000.0, second=1000.0), measured(3.0, 16, times=1000)
+
+    def first(now: float) -> int:
+        gguf = seen(outstanding=15, pace=lately(2.0, 9, crowd=16, now=now), shares_cores=True)
+        other = seen(VLLM, pace=vllm.with_answer(now, 9, 1.0, 0, 1), shares_cores=True)
+        return decision("fastest", gguf, other, now=now, stage=stage)[0][0]
+
+    assert first(1300.0) == 0
+    assert first(1900.0) == 1
+
+
+def test_on_the_same_cores_what_few_answers_said_is_doubted_sooner() -> None:
+    usual = seen(pace=lately(1.0, 9, now=1200.0), shares_cores=True)
+
+    def first(answers: int) -> int:
+        stage = Stage(GGUF, 1000.0, second=1000.0)
+        vllm = seen(VLLM, pace=measured(5.0, 1, answers), shares_cores=True)
+        return decision("fastest", usual, vllm, now=1200.0, stage=stage)[0][0]
+
+    assert (first(1), first(100)) == (1, 0)
+
+
+def test_on_the_same_cores_the_first_engine_is_not_left_for_its_first_answer() -> None:
+    stage, now = Stage(GGUF), 1000.0
+    chosen = []
+    for pace in (Pace(), lately(5.0, 9), lately(5.0, 9)):
+        engines = seen(pace=pace, shares_cores=True), seen(VLLM, shares_cores=True)
+        found = decide(plan(policy="fastest"), moment(*engines, now=now, stage=stage), ASK)
+        stage, now = found.stage, now + 0.6
+        chosen.append(stage.kind)
+    assert chosen == [GGUF, GGUF, VLLM]
 
 
 @pytest.mark.parametrize("policy", POLICIES)

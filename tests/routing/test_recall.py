@@ -11,9 +11,10 @@ import pytest
 from backends.base import InferenceRequest, Operation
 from config.routing import RoutingSettings
 from routing.catalog import CatalogEntry, ModelCatalog
-from routing.policy import plan_for
+from routing.policy import GGUF, plan_for
 from routing.routed import Routed
 from routing.router import Router
+from routing.signals import Stage
 from routing.ticket import Ticket
 from routing.upstream import Upstream, UpstreamPool
 from tests.fakes import FakeBackend
@@ -142,6 +143,7 @@ async def test_fastest_takes_along_what_has_not_begun_on_the_same_cores() -> Non
         upstream.shares_cores = True
         first = 0.01 if upstream is gguf else 0.1
         upstream.pace = upstream.pace.with_answer(0.0, first, first, 0, 1).with_answer(0.0, at_four, at_four, 0, 4)
+    both.router.lanes["demo"].stage = Stage(GGUF, second=0.0)
     assert await finish(await both.ask(4)) == ["fastest"] * 4
     assert (both.gguf.cancelled, len(both.vllm.requests), both.in_flight) == (3, 4, (0, 0))
 
