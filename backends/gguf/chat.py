@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import datetime
 import json
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from math import inf
 from typing import Any, NoReturn
 
 import jinja2
@@ -51,42 +54,67 @@ class ChatTemplate:
         except (jinja2.TemplateError, RecursionError) as error:
             raise TemplateError(f"the model's chat template does not compile: {error}") from error
 
-    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
-        """The prompt, ready for the assistant's answer. Raises TemplateError."""
+    async def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+        """The prompt, ready for the assistant's answer. Beside the event loop, for the template is the model's and may
+        take its time. Raises TemplateError."""
+        loop = asyncio.get_running_loop()
+        limit = _TimeLimit(loop, RENDER_SECONDS)
         try:
-            with _time_limit(RENDER_SECONDS):
-                return self._template.render(
-                    messages=messages, tools=tools, add_generation_prompt=True, **self._specials
-                )
+            return await loop.run_in_executor(None, self._render, messages, tools, limit)
         except _Overtime as error:
             raise TemplateError(f"the model's chat template took over {RENDER_SECONDS} s") from error
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             raise TemplateError(f"the model's chat template refused the messages: {error}") from error
+        finally:
+            limit.let_go()
+
+    def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, limit: _TimeLimit) -> str:
+        with limit:
+            return self._template.render(messages=messages, tools=tools, add_generation_prompt=True, **self._specials)
 
 
 class _Overtime(BaseException):
     """Raised inside a template that does not end. No Exception, so that no template construct swallows it."""
 
 
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Interrupts the Python code of this thread after `seconds`. Must not run on the event loop's thread."""
-    lock, thread, over = threading.Lock(), threading.get_ident(), False
+class _TimeLimit:
+    """Interrupts the Python code that runs inside this context, in a thread of its own, after so many seconds there. A
+    timer of the event loop watches: a thread that waits costs more than most templates."""
 
-    def interrupt() -> None:
-        with lock:
-            if not over:
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Overtime))
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._loop, self._seconds = loop, seconds
+        self._lock = threading.Lock()
+        self._thread = 0
+        self._ends_at = inf
+        self._over = False
+        self._wanted = True
+        self._timer = loop.call_later(seconds, self._look)
 
-    timer = threading.Timer(seconds, interrupt)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        with lock:
-            over = True
-        timer.cancel()
+    def __enter__(self) -> None:
+        self._ends_at = time.monotonic() + self._seconds
+        self._thread = threading.get_ident()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._over = True
+
+    def let_go(self) -> None:
+        """Nobody waits any more. What still runs is watched until it has ended."""
+        self._wanted = False
+        if self._over:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        with self._lock:
+            if self._over:
+                return
+            if time.monotonic() >= self._ends_at:
+                overtime = ctypes.py_object(_Overtime)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), overtime)
+                return
+        # It had to wait for a thread, or still does.
+        if self._wanted or self._thread:
+            self._timer = self._loop.call_later(self._seconds, self._look)
 
 
 class _Environment(ImmutableSandboxedEnvironment):

@@ -185,8 +185,7 @@ class EngineApp:
         plain = plain_messages([message.model_dump(exclude_none=True) for message in messages])
         tool_list = [tool.model_dump(exclude_none=True) for tool in tools] if tools else None
         try:
-            # Beside the event loop: the template is the model's, and may take its time.
-            text = await asyncio.to_thread(self._chat_template().render, plain, tool_list)
+            text = await self._chat_template().render(plain, tool_list)
         except TemplateError as error:
             raise Refused(400, "invalid_request", str(error), param="messages") from error
         # Templates write the BOS token themselves where the model wants one.

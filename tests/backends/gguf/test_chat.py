@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from backends.gguf import chat
 from backends.gguf.chat import ChatTemplate, TemplateError, plain_messages
 
 HELLO = [{"role": "user", "content": "hello"}]
+CHATML_HELLO = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+# Half a minute of work: whatever is wrong, the test ends.
+ENDLESS = "{% for i in range(99999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}"
 
 
-def render(source: str) -> str:
-    return ChatTemplate(source, bos="<s>", eos="</s>").render(HELLO, None)
+async def render(source: str | None) -> str:
+    return await ChatTemplate(source, bos="<s>", eos="</s>").render(HELLO, None)
 
 
 @pytest.mark.parametrize(
@@ -32,29 +38,44 @@ def render(source: str) -> str:
         "{{ undefined.attribute }}",
     ],
 )
-def test_what_a_template_may_not_do(source: str) -> None:
+async def test_what_a_template_may_not_do(source: str) -> None:
     with pytest.raises(TemplateError):
-        render(source)
+        await render(source)
 
 
-def test_a_template_that_does_not_end_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_template_that_does_not_end_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat, "RENDER_SECONDS", 0.2)
     with pytest.raises(TemplateError, match=r"took over 0\.2 s"):
-        render("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+        await render(ENDLESS)
 
 
-def test_what_templates_use_works() -> None:
+async def test_it_is_interrupted_as_well_when_nobody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one hold up those that wait for its thread, which has the whole time once it runs."""
+    monkeypatch.setattr(chat, "RENDER_SECONDS", 0.2)
+    with ThreadPoolExecutor(1) as only_thread:
+        asyncio.get_running_loop().set_default_executor(only_thread)
+        left = asyncio.create_task(render(ENDLESS))
+        others = [asyncio.create_task(render(source)) for source in (ENDLESS, None, None)]
+        await asyncio.sleep(0)
+        left.cancel()
+        others[1].cancel()
+        async with asyncio.timeout(10):
+            *errors, text = await asyncio.gather(left, *others, return_exceptions=True)
+    assert [type(error) for error in errors] == [asyncio.CancelledError, TemplateError, asyncio.CancelledError]
+    assert text == CHATML_HELLO
+
+
+async def test_what_templates_use_works() -> None:
     source = (
         "{{ bos_token }}{% for m in messages %}{% if loop.first %}{{ m | tojson }}{% break %}{% endif %}{% endfor %}"
     )
-    assert render(source) == '<s>{"role": "user", "content": "hello"}'
-    assert render("{{ '-' * 3 }}{{ strftime_now('%Y')[:2] }}{{ 7 % 4 }}") == "---203"
-    assert render("{{ '<&>' | tojson }}") == '"<&>"'
+    assert await render(source) == '<s>{"role": "user", "content": "hello"}'
+    assert await render("{{ '-' * 3 }}{{ strftime_now('%Y')[:2] }}{{ 7 % 4 }}") == "---203"
+    assert await render("{{ '<&>' | tojson }}") == '"<&>"'
 
 
-def test_without_a_template_chatml_is_used() -> None:
-    text = ChatTemplate(None, bos="", eos="").render(HELLO, None)
-    assert text == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+async def test_without_a_template_chatml_is_used() -> None:
+    assert await render(None) == CHATML_HELLO
 
 
 def test_messages_reach_the_template_in_one_form() -> None:
