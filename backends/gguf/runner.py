@@ -187,9 +187,7 @@ class Engine(threading.Thread):
         while True:
             if not self._take_arrivals():
                 return
-            step = self.scheduler.schedule()
-            if step.rows:
-                self._compute(step)
+            self._compute(self.scheduler.schedule())
             self._send_outbox()
 
     def _take_arrivals(self) -> bool:
@@ -215,22 +213,24 @@ class Engine(threading.Thread):
         self.kv_mismatches = sum(self.context.held_tokens(s) != self.scheduler.held_tokens(s) for s in slots)
 
     def _compute(self, step: Step) -> None:
-        """One turn: cache operations, one decode, one token for every row that ends its sequence."""
+        """One turn: cache operations, then each batch, and one token for every row that ends its sequence."""
         for operation in step.operations:
             if isinstance(operation, Copy):
                 self.context.copy(operation.source, operation.target, operation.length)
             else:
                 self.context.keep(operation.slot, operation.length)
-        try:
-            logits, sampled = self._compute_rows(step.rows)
-        except DecodeError as error:
-            self._fail_step(step, error)
-            return
-        self._decode_failures = 0
-        self.counters.steps += 1
-        self.scheduler.advance(step)
-        if sampled:
-            self._postprocess(sampled, logits)
+        for batch in step.batches:
+            try:
+                logits, sampled = self._compute_rows(batch)
+            except DecodeError as error:
+                self._fail_batch(batch, error)
+                continue
+            self._decode_failures = 0
+            self.counters.steps += 1
+            self.scheduler.advance(batch)
+            if sampled:
+                self._postprocess(sampled, logits)
+            self._send_outbox()
 
     def _compute_rows(self, rows: list[Row]) -> tuple[FloatMatrix, list[tuple[Row, int]]]:
         """One decode; returns the logits and, in the same order, the rows to sample with their index in the batch."""
@@ -297,11 +297,11 @@ class Engine(threading.Thread):
             self._outbox += [(generation, output) for output in generation.held]
             generation.held.clear()
 
-    def _fail_step(self, step: Step, error: DecodeError) -> None:
+    def _fail_batch(self, batch: list[Row], error: DecodeError) -> None:
         """Only the sequences of the failed batch are lost, and what their slots held."""
         logger.error("decode failed: %s", error)
         self._decode_failures += 1
-        for sequence in {row.sequence for row in step.rows}:
+        for sequence in {row.sequence for row in batch}:
             generation = self._by_sequence[sequence]
             self._release(generation, keep_tokens=False)
             self.context.keep(sequence.slot, 0)

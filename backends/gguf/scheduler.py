@@ -1,9 +1,9 @@
-"""Continuous batching, pure: which rows go into the next decode, and which slot holds what.
+"""Continuous batching, pure: which rows are computed next, and which slot holds what.
 
 The KV cache is `slots` streams of `slot_tokens` cells. A sequence is admitted to a whole slot that holds its prompt +
 max_tokens, so the cache never fills in mid-flight. Slots keep their tokens for later prompts that begin the same way.
-llama.cpp computes neighbouring slots in one pass, so running sequences are kept side by side and the rows of a batch
-have an order (docs/decisions/002). runner.py executes what `schedule()` returns and reports back with `advance` and
+llama.cpp computes neighbouring slots in one pass, so running sequences are kept side by side
+(docs/decisions/002). runner.py executes what `schedule()` returns and reports back with `advance` and
 `finish`.
 """
 
@@ -84,10 +84,11 @@ class Row:
 
 @dataclass(slots=True)
 class Step:
-    """One turn of the engine: cache operations in order, then the rows of one batch."""
+    """One turn of the engine: cache operations in order, then `batches` of rows one after the other: first a token for
+    each answer, in slot order, then each prompt for itself, so that its first token need not wait for the next one."""
 
     operations: list[Keep | Copy] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
+    batches: list[list[Row]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -101,13 +102,6 @@ class _Slot:
     def known_tokens(self) -> list[int]:
         """What this slot holds or, while it is owned, is going to hold."""
         return self.tokens if self.sequence is None else self.sequence.tokens
-
-
-def _place_in_batch(row: Row) -> tuple[bool, int]:
-    """Single tokens in slot order, then longer rows against it. A pass takes equally many tokens of slots that follow
-    one another: all answers at once, but a prompt whole only when its neighbour above is not behind it."""
-    slot = row.sequence.slot
-    return (True, -slot) if len(row.tokens) > 1 else (False, slot)
 
 
 def check_fits(prompt_tokens: int, max_tokens: int, slot_tokens: int) -> None:
@@ -185,26 +179,26 @@ class Scheduler:
         self._fill(step)
         return step
 
-    def advance(self, step: Step) -> None:
-        """The batch of `step` was computed."""
-        for row in step.rows:
+    def advance(self, batch: list[Row]) -> None:
+        """A batch of the last step was computed."""
+        for row in batch:
             row.sequence.computed += len(row.tokens)
 
     def _fill(self, step: Step) -> None:
         ready = [s for s in self.running if s.leader is None]
         writing = [s for s in ready if s.computed == len(s.tokens) - 1]
         reading = [s for s in ready if s.computed < len(s.tokens) - 1]
-        for sequence in writing:
-            step.rows.append(Row(sequence, sequence.computed, sequence.tokens[-1:], sample=True))
+        if writing:
+            writing.sort(key=lambda sequence: sequence.slot)
+            step.batches.append([Row(s, s.computed, s.tokens[-1:], sample=True) for s in writing])
         budget = (self._busy_batch_tokens if writing else self._batch_tokens) - len(writing)
         for sequence in reading:
             if budget <= 0:
                 break
             chunk = sequence.tokens[sequence.computed : sequence.computed + budget]
             sample = sequence.computed + len(chunk) == len(sequence.tokens)
-            step.rows.append(Row(sequence, sequence.computed, chunk, sample))
+            step.batches.append([Row(sequence, sequence.computed, chunk, sample)])
             budget -= len(chunk)
-        step.rows.sort(key=_place_in_batch)
 
     # -- placement and reuse -------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from backends.gguf.scheduler import Copy, Keep, QueueFull, Scheduler, Sequence, Step, TooLong
+from backends.gguf.scheduler import Copy, Keep, QueueFull, Row, Scheduler, Sequence, Step, TooLong
 
 
 class Cache:
@@ -28,11 +28,12 @@ class Cache:
             else:
                 assert len(self.slots[operation.slot]) >= operation.length
                 del self.slots[operation.slot][operation.length :]
-        single = [r.sequence.slot for r in step.rows if len(r.tokens) == 1]
-        longer = [r.sequence.slot for r in step.rows if len(r.tokens) > 1]
-        assert [r.sequence.slot for r in step.rows] == [*sorted(single), *sorted(longer, reverse=True)]
-        assert len({*single, *longer}) == len(step.rows), "two rows of one slot"
-        for row in step.rows:
+        slots = [row.sequence.slot for row in rows_of(step)]
+        assert len(set(slots)) == len(slots), "two rows of one slot"
+        for batch in step.batches:
+            assert all(len(row.tokens) == 1 for row in batch) or len(batch) == 1, "prompts are computed one by one"
+            assert [row.sequence.slot for row in batch] == sorted(row.sequence.slot for row in batch)
+        for row in rows_of(step):
             held = self.slots[row.sequence.slot]
             assert row.start == len(held), "positions must continue the sequence"
             assert row.tokens
@@ -40,6 +41,10 @@ class Cache:
             assert len(held) <= self.slot_tokens, "the cache filled in mid-flight"
             assert held == row.sequence.tokens[: len(held)], "the slot holds somebody else's tokens"
             assert row.sample == (len(held) == len(row.sequence.tokens))
+
+
+def rows_of(step: Step) -> list[Row]:
+    return [row for batch in step.batches for row in batch]
 
 
 def make(slots: int = 2, slot_tokens: int = 256, **options: int | bool) -> tuple[Scheduler, Cache]:
@@ -53,8 +58,9 @@ def turn(scheduler: Scheduler, cache: Cache, token: int = 7) -> Step:
     """One step of the engine; sequences that reached max_tokens end."""
     step = scheduler.schedule()
     cache.execute(step)
-    scheduler.advance(step)
-    for row in step.rows:
+    for batch in step.batches:
+        scheduler.advance(batch)
+    for row in rows_of(step):
         if row.sample:
             written = len(row.sequence.tokens) - row.sequence.prompt_tokens
             if written + 1 >= row.sequence.max_tokens:
@@ -68,7 +74,7 @@ def run_until_idle(scheduler: Scheduler, cache: Cache, limit: int = 1000) -> int
     for steps in range(limit):
         if not (scheduler.running or scheduler.waiting):
             return steps
-        assert turn(scheduler, cache).rows, "work is there, but no row"
+        assert turn(scheduler, cache).batches, "work is there, but no row"
     raise AssertionError("a sequence starves")
 
 
@@ -77,17 +83,18 @@ def test_a_prompt_longer_than_a_batch_is_computed_in_chunks_beside_answers() -> 
     scheduler.submit([Sequence([1, 2], 50)])
     turn(scheduler, cache)
     scheduler.submit([Sequence(list(range(100, 200)), 2)])
-    sizes = [[len(row.tokens) for row in turn(scheduler, cache).rows] for _ in range(3)]
+    sizes = [[len(row.tokens) for row in rows_of(turn(scheduler, cache))] for _ in range(3)]
     assert sizes == [[1, 15]] * 3
 
 
-def test_answers_come_side_by_side_and_prompts_one_by_one() -> None:
+def test_answers_are_computed_side_by_side_and_prompts_one_by_one_as_they_came() -> None:
     scheduler, cache = make(slots=5)
     scheduler.submit([Sequence([n], 9) for n in range(2)])
     turn(scheduler, cache)
     scheduler.submit([Sequence([n] * n, 9) for n in (3, 7, 5)])
-    rows = turn(scheduler, cache).rows
-    assert [(row.sequence.slot, len(row.tokens)) for row in rows] == [(0, 1), (1, 1), (4, 5), (3, 7), (2, 3)]
+    batches = turn(scheduler, cache).batches
+    sizes = [[(row.sequence.slot, len(row.tokens)) for row in batch] for batch in batches]
+    assert sizes == [[(0, 1), (1, 1)], [(2, 3)], [(3, 7)], [(4, 5)]]
 
 
 def test_first_come_first_served() -> None:
@@ -122,7 +129,7 @@ def test_a_finished_conversation_is_continued_in_place() -> None:
     step = turn(scheduler, cache)
     assert follow_up.slot == first.slot
     assert follow_up.cached_tokens == first.computed == 43
-    assert sum(len(row.tokens) for row in step.rows) == 10
+    assert sum(len(row.tokens) for row in rows_of(step)) == 10
 
 
 def test_a_shared_system_prompt_is_copied_and_the_other_conversation_kept() -> None:
@@ -157,7 +164,7 @@ def test_equal_prompts_at_once_are_computed_once() -> None:
     scheduler.submit(sequences)
     computed = 0
     while scheduler.running or scheduler.waiting:
-        computed += sum(len(row.tokens) for row in turn(scheduler, cache).rows)
+        computed += sum(len(row.tokens) for row in rows_of(turn(scheduler, cache)))
     assert computed == 120 + 3 * 1 + 4 * 2  # one prompt, the last token of the others, and the answers
     assert [s.cached_tokens for s in sequences] == [0, 119, 119, 119]
 
