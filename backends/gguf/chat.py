@@ -108,13 +108,14 @@ class _TimeLimit:
         with self._lock:
             if self._over:
                 return
-            if time.monotonic() >= self._ends_at:
+            left = self._ends_at - time.monotonic()
+            if left <= 0:
                 overtime = ctypes.py_object(_Overtime)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._thread), overtime)
                 return
         # It had to wait for a thread, or still does.
         if self._wanted or self._thread:
-            self._timer = self._loop.call_later(self._seconds, self._look)
+            self._timer = self._loop.call_later(min(left, self._seconds), self._look)
 
 
 class _Environment(ImmutableSandboxedEnvironment):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -63,6 +64,28 @@ async def test_it_is_interrupted_as_well_when_nobody_waits_for_it(monkeypatch: p
             *errors, text = await asyncio.gather(left, *others, return_exceptions=True)
     assert [type(error) for error in errors] == [asyncio.CancelledError, TemplateError, asyncio.CancelledError]
     assert text == CHATML_HELLO
+
+
+async def test_its_time_is_not_doubled_because_it_began_a_moment_after_its_timer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    delays: list[float] = []
+
+    def later(delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        delays.append(delay)
+        return call_later(delay, callback)
+
+    call_later = loop.call_later
+    monkeypatch.setattr(loop, "call_later", later)
+    limit = chat._TimeLimit(loop, 100.0)
+    clock = [1.0]
+    monkeypatch.setattr("backends.gguf.chat.time.monotonic", lambda: clock[0])
+    with limit:
+        clock[0] = 100.0
+        limit._look()
+    limit.let_go()
+    assert delays == [100.0, 1.0]
 
 
 async def test_what_templates_use_works() -> None:
