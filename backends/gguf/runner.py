@@ -188,7 +188,6 @@ class Engine(threading.Thread):
             if not self._take_arrivals():
                 return
             self._compute(self.scheduler.schedule())
-            self._send_outbox()
 
     def _take_arrivals(self) -> bool:
         """Waits for work, moves it into the scheduler, drops what was cancelled. False when it is time to end."""
@@ -220,17 +219,20 @@ class Engine(threading.Thread):
             else:
                 self.context.keep(operation.slot, operation.length)
         for batch in step.batches:
-            try:
-                logits, sampled = self._compute_rows(batch)
-            except DecodeError as error:
-                self._fail_batch(batch, error)
-                continue
-            self._decode_failures = 0
-            self.counters.steps += 1
-            self.scheduler.advance(batch)
-            if sampled:
-                self._postprocess(sampled, logits)
+            self._compute_batch(batch)
             self._send_outbox()
+
+    def _compute_batch(self, batch: list[Row]) -> None:
+        try:
+            logits, sampled = self._compute_rows(batch)
+        except DecodeError as error:
+            self._fail_batch(batch, error)
+            return
+        self._decode_failures = 0
+        self.counters.steps += 1
+        self.scheduler.advance(batch)
+        if sampled:
+            self._postprocess(sampled, logits)
 
     def _compute_rows(self, rows: list[Row]) -> tuple[FloatMatrix, list[tuple[Row, int]]]:
         """One decode; returns the logits and, in the same order, the rows to sample with their index in the batch."""

@@ -2,9 +2,8 @@
 
 The KV cache is `slots` streams of `slot_tokens` cells. A sequence is admitted to a whole slot that holds its prompt +
 max_tokens, so the cache never fills in mid-flight. Slots keep their tokens for later prompts that begin the same way.
-llama.cpp computes neighbouring slots in one pass, so running sequences are kept side by side
-(docs/decisions/002). runner.py executes what `schedule()` returns and reports back with `advance` and
-`finish`.
+llama.cpp computes neighbouring slots in one pass, so running sequences are kept side by side (docs/decisions/002).
+runner.py executes what `schedule()` returns and reports back with `advance` and `finish`.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def test_fastest_does_not_flap_where_measurements_waver(seed: int) -> None:
     first, second = staircase(under_test), staircase(under_test)
     assert len(list(moves(whole(first)))) <= 4
     assert list(moves(whole(second))) == [(GGUF, VLLM), (VLLM, GGUF)]
-    assert worst(second, alone)[0] >= 0.8
+    assert worst(second, alone)[0] >= 0.85
 
 
 def test_fastest_spreads_the_load_over_engines_with_hardware_of_their_own() -> None:

@@ -26,16 +26,11 @@ FULL, STARTING, DOWN, TRIED = Obstacle.FULL, Obstacle.STARTING, Obstacle.DOWN, O
 BUSY = Stage(VLLM)
 
 
-def lately(first: float, whole: float, crowd: int = 1, now: float = 1000.0) -> Pace:
-    """Answers in such a crowd took so many seconds to their first token, and to their end."""
-    return Pace().with_answer(now, whole, first, 0, crowd)
-
-
-def measured(first: float, crowd: int, times: int) -> Pace:
-    """At 1000.0, so many answers."""
+def lately(first: float, whole: float, crowd: int = 1, now: float = 1000.0, times: int = 1) -> Pace:
+    """So many answers in such a crowd took so many seconds to their first token, and to their end."""
     pace = Pace()
     for _ in range(times):
-        pace = pace.with_answer(1000.0, 9, first, 0, crowd)
+        pace = pace.with_answer(now, whole, first, 0, crowd)
     return pace
 
 
@@ -105,7 +100,7 @@ def test_a_slow_upstream_is_tried_again_after_a_while() -> None:
 
 def test_on_the_same_cores_each_crowd_is_doubted_by_itself() -> None:
     """What was slow in a large crowd is tried in one again, although it answers in small ones all the time."""
-    stage, vllm = Stage(GGUF, 1000.0, second=1000.0), measured(3.0, 16, times=1000)
+    stage, vllm = Stage(GGUF, 1000.0, second=1000.0), lately(3.0, 9, crowd=16, times=1000)
 
     def first(now: float) -> int:
         gguf = seen(outstanding=15, pace=lately(2.0, 9, crowd=16, now=now), shares_cores=True)
@@ -121,7 +116,7 @@ def test_on_the_same_cores_what_few_answers_said_is_doubted_sooner() -> None:
 
     def first(answers: int) -> int:
         stage = Stage(GGUF, 1000.0, second=1000.0)
-        vllm = seen(VLLM, pace=measured(5.0, 1, answers), shares_cores=True)
+        vllm = seen(VLLM, pace=lately(5.0, 9, times=answers), shares_cores=True)
         return decision("fastest", usual, vllm, now=1200.0, stage=stage)[0][0]
 
     assert (first(1), first(100)) == (1, 0)
