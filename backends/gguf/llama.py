@@ -24,6 +24,7 @@ from backends import hardware
 from backends.fit import gguf_needs
 from backends.gguf.header import GgufError
 from backends.gguf.shape import read_shape
+from backends.gguf.tile import Tiles, tiles_for
 from backends.shape import ModelShape
 
 PINNED_VERSION = "0.3.36"
@@ -141,6 +142,21 @@ class Model:
     @property
     def n_params(self) -> int:
         return int(C.llama_model_n_params(self._model))
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """How its attention is computed on this machine's CPU; None where it is not, or nobody can tell."""
+        layers = [layer for layer in self.shape.layers if layer.kv_elements] if self.shape is not None else []
+        kv_heads = C.llama_model_n_head_kv(self._model)
+        if self.shape is None or not layers or kv_heads < 1 or C.llama_supports_gpu_offload():
+            return None
+        return tiles_for(
+            weights=self.n_params - self.shape.vocabulary * self.shape.width,
+            layers=len(layers),
+            heads=self.shape.heads,
+            head_size=layers[0].kv_elements // (2 * kv_heads),
+            vector=64 if "AVX-512" in hardware.detect_host().instruction_sets else 32,
+        )
 
     @property
     def chat_template(self) -> str | None:

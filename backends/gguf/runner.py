@@ -170,6 +170,7 @@ class Engine(threading.Thread):
             max_waiting=self.options.max_waiting,
             partial_reuse=self.model.partial_reuse,
             min_copy_tokens=min_copy_tokens(slot_bytes, self.model.n_params),
+            tiles=self.model.tiles,
         )
         self._warm_up()
         self.progress = 1.0
@@ -241,13 +242,18 @@ class Engine(threading.Thread):
         slots: list[int] = []
         sampled: list[tuple[Row, int]] = []
         for row in rows:
-            length = len(row.tokens)
             tokens += row.tokens
-            positions += range(row.start, row.start + length)
-            slots += [row.sequence.slot] * length
             if row.sample:
                 sampled.append((row, len(tokens) - 1))
-        return self.context.decode(tokens, positions, slots, [index for _, index in sampled]), sampled
+            tokens += row.tokens[-1:] * row.filling
+            length = len(row.tokens) + row.filling
+            positions += range(row.start, row.start + length)
+            slots += [row.sequence.slot] * length
+        logits = self.context.decode(tokens, positions, slots, [index for _, index in sampled])
+        for row in rows:
+            if row.filling:
+                self.context.keep(row.sequence.slot, row.start + len(row.tokens))
+        return logits, sampled
 
     def _postprocess(self, sampled: list[tuple[Row, int]], logits: FloatMatrix) -> None:
         """One token for every row: greedy ones by one argmax over the batch, the others each by their sampler."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from backends.gguf.prefix import common_prefix
+from backends.gguf.tile import Tiles
 
 # A sequence with fewer tokens still to write is not worth moving next to the others.
 MIN_MOVE_TOKENS = 16
@@ -73,12 +74,14 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`tokens` of one sequence from position `start`; `sample` when they end it, so that a next token can be drawn."""
+    """`tokens` of one sequence from position `start`; `sample` when they end it, so that a next token can be drawn.
+    `filling` rows more are to be computed behind them and forgotten, because that is quicker."""
 
     sequence: Sequence
     start: int
     tokens: list[int]
     sample: bool
+    filling: int = 0
 
 
 @dataclass(slots=True)
@@ -113,9 +116,10 @@ class Scheduler:
     """Owns slots, the waiting list and the reuse of prefixes.
 
     `batch_tokens` bounds a step; `busy_batch_tokens` bounds it while answers are being written, so that a long prompt
-    delays them by a chunk and not by its whole length. `partial_reuse` is False for models whose memory cannot be cut
-    at an arbitrary token (recurrent layers, sliding windows): they reuse a prefix only as a whole. Fewer than
-    `min_copy_tokens` shared tokens are computed again, for a copy moves a whole stream.
+    delays them by a chunk and not by its whole length; a tile that is begun is filled up beyond it (`tiles`, None for
+    none). `partial_reuse` is False for models whose memory cannot be cut at an arbitrary token (recurrent layers,
+    sliding windows): they reuse a prefix only as a whole. Fewer than `min_copy_tokens` shared tokens are computed
+    again, for a copy moves a whole stream.
     """
 
     def __init__(
@@ -128,6 +132,7 @@ class Scheduler:
         max_waiting: int,
         partial_reuse: bool = True,
         min_copy_tokens: int = 32,
+        tiles: Tiles | None = None,
     ) -> None:
         if not 0 < slots < busy_batch_tokens <= batch_tokens:
             raise ValueError("need 0 < slots < busy_batch_tokens <= batch_tokens, or prefill could starve")
@@ -137,6 +142,7 @@ class Scheduler:
         self._busy_batch_tokens = busy_batch_tokens
         self._partial_reuse = partial_reuse
         self._min_copy_tokens = min_copy_tokens
+        self._tiles = tiles if partial_reuse else None
         self._slots = [_Slot(index) for index in range(slots)]
         self._uses = 0
         self.waiting: deque[Sequence] = deque()
@@ -194,10 +200,16 @@ class Scheduler:
         for sequence in reading:
             if budget <= 0:
                 break
-            chunk = sequence.tokens[sequence.computed : sequence.computed + budget]
+            rows = self._whole(min(budget, len(sequence.tokens) - sequence.computed), sequence.computed)
+            chunk = sequence.tokens[sequence.computed : sequence.computed + rows]
             sample = sequence.computed + len(chunk) == len(sequence.tokens)
-            step.batches.append([Row(sequence, sequence.computed, chunk, sample)])
-            budget -= len(chunk)
+            step.batches.append([Row(sequence, sequence.computed, chunk, sample, rows - len(chunk))])
+            budget -= rows
+
+    def _whole(self, rows: int, start: int) -> int:
+        """`rows`, or with as many more as make a tile where that is quicker and has room."""
+        whole = rows if self._tiles is None else rows + self._tiles.filling(rows, start)
+        return whole if start + whole <= self.slot_tokens else rows
 
     # -- placement and reuse -------------------------------------------------------------------------------------
 

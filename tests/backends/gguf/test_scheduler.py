@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from backends.gguf.scheduler import Copy, Keep, QueueFull, Row, Scheduler, Sequence, Step, TooLong
+from backends.gguf.tile import TILE_ROWS, Tiles
 
 
 class Cache:
@@ -37,6 +38,8 @@ class Cache:
             held = self.slots[row.sequence.slot]
             assert row.start == len(held), "positions must continue the sequence"
             assert row.tokens
+            assert row.start + len(row.tokens) + row.filling <= self.slot_tokens, "no room for what fills up"
+            assert row.sample or not row.filling, "there are tokens left to fill up with"
             held.extend(row.tokens)
             assert len(held) <= self.slot_tokens, "the cache filled in mid-flight"
             assert held == row.sequence.tokens[: len(held)], "the slot holds somebody else's tokens"
@@ -47,9 +50,14 @@ def rows_of(step: Step) -> list[Row]:
     return [row for batch in step.batches for row in batch]
 
 
-def make(slots: int = 2, slot_tokens: int = 256, **options: int | bool) -> tuple[Scheduler, Cache]:
+def make(slots: int = 2, slot_tokens: int = 256, **options: int | bool | Tiles) -> tuple[Scheduler, Cache]:
     batch = max(slots + 1, 64)
-    settings_: dict[str, int | bool] = {"batch_tokens": batch, "busy_batch_tokens": batch, "max_waiting": 8, **options}
+    settings_: dict[str, int | bool | Tiles] = {
+        "batch_tokens": batch,
+        "busy_batch_tokens": batch,
+        "max_waiting": 8,
+        **options,
+    }
     scheduler = Scheduler(slots=slots, slot_tokens=slot_tokens, **settings_)  # type: ignore[arg-type]
     return scheduler, Cache(slots, slot_tokens)
 
@@ -246,6 +254,45 @@ def test_sizes_that_could_starve_are_refused() -> None:
         Scheduler(slots=8, slot_tokens=64, batch_tokens=8, busy_batch_tokens=8, max_waiting=1)
 
 
+# Nothing but attention costs anything, and rows alone eight times as much.
+EAGER = Tiles(even_tokens=1e-9, alone=8 * 2.4)
+
+
+def filled(scheduler: Scheduler, cache: Cache) -> list[tuple[int, int]]:
+    """Tokens and filling of each row of the next step."""
+    return [(len(row.tokens), row.filling) for row in rows_of(turn(scheduler, cache))]
+
+
+def test_a_short_prompt_is_filled_up_to_a_tile_and_answers_are_not() -> None:
+    scheduler, cache = make(tiles=EAGER)
+    scheduler.submit([Sequence(list(range(30)), 4)])
+    assert filled(scheduler, cache) == [(30, TILE_ROWS - 30)]
+    scheduler.submit([Sequence(list(range(100, 140)), 4)])
+    assert filled(scheduler, cache) == [(1, 0), (40, TILE_ROWS - 40)]
+
+
+def test_tokens_that_are_wanted_fill_up_first() -> None:
+    scheduler, cache = make(tiles=EAGER, batch_tokens=40, busy_batch_tokens=40)
+    scheduler.submit([Sequence(list(range(100)), 4)])
+    assert filled(scheduler, cache) == [(TILE_ROWS, 0)]
+    assert filled(scheduler, cache) == [(36, TILE_ROWS - 36)]
+
+
+def test_nothing_is_filled_up_beyond_a_slot() -> None:
+    scheduler, cache = make(tiles=EAGER, slot_tokens=96)
+    scheduler.submit([Sequence(list(range(33)), 4)])
+    turn(scheduler, cache)
+    run_until_idle(scheduler, cache)
+    scheduler.submit([Sequence(list(range(60)), 4)])
+    assert filled(scheduler, cache) == [(27, 0)]
+
+
+def test_memory_that_cannot_be_cut_is_not_filled_up() -> None:
+    scheduler, cache = make(tiles=EAGER, partial_reuse=False)
+    scheduler.submit([Sequence(list(range(30)), 4)])
+    assert filled(scheduler, cache) == [(30, 0)]
+
+
 # Shrinking a machine of lists takes minutes; the failing program is short enough to read.
 NO_SHRINK = (Phase.explicit, Phase.reuse, Phase.generate)
 SLOTS, SLOT_TOKENS = 3, 96
@@ -259,8 +306,8 @@ prompts = st.builds(
 class EngineModel(RuleBasedStateMachine):
     """Any interleaving of submit, cancel, step and failure keeps the cache, the slots and the order right."""
 
-    @initialize(partial=st.booleans(), busy=st.integers(4, 40))
-    def start(self, partial: bool, busy: int) -> None:
+    @initialize(partial=st.booleans(), busy=st.integers(4, 40), tiles=st.sampled_from([None, EAGER]))
+    def start(self, partial: bool, busy: int, tiles: Tiles | None) -> None:
         self.scheduler = Scheduler(
             slots=SLOTS,
             slot_tokens=SLOT_TOKENS,
@@ -268,6 +315,7 @@ class EngineModel(RuleBasedStateMachine):
             busy_batch_tokens=busy,
             max_waiting=4,
             partial_reuse=partial,
+            tiles=tiles,
         )
         self.cache = Cache(SLOTS, SLOT_TOKENS)
         self.admitted: list[Sequence] = []

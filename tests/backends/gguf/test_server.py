@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.engine import EngineUnderTest, wait_for
+from backends.gguf.demo.corpus import QUESTIONS
+from tests.engine import EngineUnderTest, running_engine, wait_for
 
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello there"}], "temperature": 0, "max_tokens": 12}
 
 
+ASKED = [page["ask"][0] for page in QUESTIONS[:24]]
 JSON = {"content-type": "application/json"}
 LAMP = {"type": "object", "properties": {"watts": {"type": "integer"}, "on": {"type": "boolean"}}, "required": ["on"]}
 TOOL = {"type": "function", "function": {"name": "set_lamp", "parameters": LAMP}}
@@ -84,13 +87,15 @@ def test_no_seed_draws_something_new(engine: EngineUnderTest) -> None:
     assert chat(engine, temperature=1.5).json()["choices"] != chat(engine, temperature=1.5).json()["choices"]
 
 
-async def test_greedy_answers_are_the_same_alone_and_in_a_crowd(engine: EngineUnderTest) -> None:
-    prompts = [f"{'word ' * (n % 7)}question number {n}" for n in range(12)]
-    alone = [complete(engine, prompt=p, max_tokens=24).json()["choices"][0]["text"] for p in prompts]
-    async with engine.async_client() as client:
-        bodies = [{"prompt": p, "temperature": 0, "max_tokens": 24} for p in prompts]
-        crowd = await asyncio.gather(*(client.post("/v1/completions", json=body) for body in bodies))
-    assert [response.json()["choices"][0]["text"] for response in crowd] == alone
+async def test_greedy_answers_are_the_same_alone_and_in_a_crowd(tmp_path: Path) -> None:
+    """With weights that mean something: among random ones the last bits decide."""
+    bodies = [{**HELLO, "messages": [{"role": "user", "content": asked}]} for asked in ASKED]
+    with running_engine("demo", tmp_path, "--parallel", "4") as engine:
+        alone = [engine.client.post("/v1/chat/completions", json=body).json() for body in bodies]
+        async with engine.async_client() as client:
+            crowd = await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for body in bodies * 2))
+    texts = [answer["choices"][0]["message"]["content"] for answer in alone]
+    assert [response.json()["choices"][0]["message"]["content"] for response in crowd] == texts * 2
 
 
 def test_a_stop_string_ends_the_answer_and_is_not_in_it(engine: EngineUnderTest) -> None:
