@@ -147,7 +147,8 @@ class ServerSettings(Tree):
 
     max_bodies_bytes: Annotated[int, Field(strict=True, ge=1024, le=1 << 40)] = 256 * 1024 * 1024
     """Memory for the bodies of requests that no engine has answered yet, those of more than 64 KiB; further ones are
-    answered 503. Each worker has its equal share, in which there is always room for one."""
+    answered 503. One key may take half of it. Each worker has its equal share, in which there is always room for
+    one."""
 
     isolate_caches: Annotated[bool, Field(strict=True)] = False
     """Whether keys are kept from sharing prefix caches: by its timing a shared one tells who else sent the same."""

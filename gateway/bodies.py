@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from gateway.auth import ANONYMOUS
+
 # A body up to this is not counted: they are nearly all, and a connection has a few of them at most.
 SMALL_BYTES = 64 * 1024
 
@@ -25,14 +27,27 @@ def expects_continue(headers: Iterable[tuple[bytes, bytes]], http_version: str) 
 
 
 class Bodies:
-    """`held` bytes of large bodies are in memory, of which `most` may be."""
+    """`held` bytes of large bodies are in memory, of which `most` may be, and half of that for one key where there are
+    keys."""
 
-    __slots__ = ("held", "most")
+    __slots__ = ("_by_key", "held", "most")
 
     def __init__(self, most: int = 1 << 28) -> None:
         self.most = most
         self.held = 0
+        self._by_key: dict[bytes, int] = {}
 
-    def has_room(self, own: int) -> bool:
-        """Whether a body that has `own` of what is held may go on. One that is alone always may."""
-        return self.held <= self.most or self.held == own
+    def count(self, key: bytes, more: int) -> None:
+        """So many bytes more are held for who has the key with this SHA-256; fewer, where it is negative."""
+        self.held += more
+        held = self._by_key.get(key, 0) + more
+        if held:
+            self._by_key[key] = held
+        else:
+            self._by_key.pop(key, None)
+
+    def has_room(self, key: bytes, own: int) -> bool:
+        """Whether a body that has `own` of what is held for `key` may go on. One that is alone always may."""
+        by_key = self._by_key[key]
+        share = self.most if key == ANONYMOUS else self.most // 2
+        return self.held == own or (self.held <= self.most and (by_key <= share or by_key == own))

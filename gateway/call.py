@@ -33,17 +33,15 @@ class Call:
     verdict: Exception | None = None
     # The names that uvicorn uses for the same things of its own requests.
     more_body = True
-    response_started = False
-    response_complete = False
-    disconnected = False
+    response_started = response_complete = disconnected = False
 
     servant: asyncio.Task[None] | None = None  # the task that is about to serve it, or does
     _task: asyncio.Task[None] | None = None  # the same, between `begin` and `end`
     _settled = False
     _too_late: Callable[[], Exception] | None = None
     # The request
-    _size = 0
-    _limit = 0
+    _size = _limit = 0
+    _key = b""  # whose it counts as
     _discarding = _crowded_out = False
     held = 0  # what the connection's Bodies count of it
     _waiter: asyncio.Future[None] | None = None
@@ -86,9 +84,9 @@ class Call:
             self._connection.flow.pause_reading()
             return
         bodies = self._connection.bodies
-        bodies.held += self._size - self.held
+        bodies.count(self._key, self._size - self.held)
         self.held = self._size
-        if not bodies.has_room(self.held):
+        if not bodies.has_room(self._key, self.held):
             self._crowded_out = self._discarding = True
             self.let_go_of_body()
         if self._size > self._limit or self._crowded_out:
@@ -120,24 +118,21 @@ class Call:
         if flow.read_paused:
             flow.resume_reading()
 
-    async def whole_body(self, max_bytes: int) -> None:
+    async def whole_body(self, max_bytes: int, key: bytes) -> None:
         """Returns when the body is complete, longer than `max_bytes` (whatever Content-Length said) or cut off."""
         if not self._size and not self.disconnected and expects_continue(self.headers, self.http_version):
             self._connection.transport.write(_CONTINUE)
-        self._limit = max_bytes
         self._connection.flow.resume_reading()
-        if self._size > SMALL_BYTES:
-            self._is_large()
+        self._read_for(key, max_bytes)
         while self.more_body and self._size <= max_bytes and not self.disconnected and not self._crowded_out:
             await self._change()
 
-    def take_body(self, max_bytes: int) -> bytes | None:
+    def take_body(self, max_bytes: int, key: bytes) -> bytes | None:
         """The body, None if it is longer than `max_bytes`; to be let go of. Raises ClientGone and TooManyBodies."""
         if self.disconnected:
             raise self._gone()
         if self._size > SMALL_BYTES:
-            self._limit = max_bytes
-            self._is_large()  # all of it may have come at once
+            self._read_for(key, max_bytes)  # all of it may have come at once
         if self._crowded_out:
             raise TooManyBodies("Too many large requests are being read. Try again in a moment.")
         if self._size > max_bytes:
@@ -149,7 +144,7 @@ class Call:
     def let_go_of_body(self) -> None:
         """It is not in memory any more. Idempotent."""
         self._parts.clear()
-        self._connection.bodies.held -= self.held
+        self._connection.bodies.count(self._key, -self.held)
         self.held = 0
 
     async def discard_body(self) -> None:
@@ -271,6 +266,11 @@ class Call:
             self._connection.transport.close()
 
     # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _read_for(self, key: bytes, max_bytes: int) -> None:
+        self._key, self._limit = key, max_bytes
+        if self._size > SMALL_BYTES:
+            self._is_large()
 
     async def _change(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()

@@ -136,7 +136,7 @@ class _Exchange:
             # It is not read for a key that is at its limits. Redis is asked once, for the whole request.
             door.limiter.look(principal)
         self._call.expect(self._settings.body_timeout_seconds, _body_too_late)
-        await self._call.whole_body(self._settings.max_body_bytes)
+        await self._call.whole_body(self._settings.max_body_bytes, principal.digest)
 
     def settle(self) -> None:
         """Settles what was reserved for it, once it is over."""
@@ -144,7 +144,7 @@ class _Exchange:
 
     def _decode(self, headers: Headers, principal: Principal) -> InferenceRequest:
         limit = self._settings.max_body_bytes
-        body = self._call.take_body(limit)
+        body = self._call.take_body(limit, principal.digest)
         if body is None:
             raise intake.too_large(limit)
         record = self.record

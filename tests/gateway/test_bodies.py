@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.auth import Principal
+from gateway.auth import ANONYMOUS, Principal
+from gateway.bodies import Bodies
 from gateway.call import Call
 from gateway.door import Door
 from gateway.errors import SignerUnknown
+from gateway.keys import hash_of, new_key
 from gateway.listener import ClientConnection
 from tests.fakes import FakeBackend, chat_events
 from tests.gateway.running import Gateway, body, request, serving
@@ -21,8 +24,10 @@ LARGE = json.dumps(body(text="a" * 600_000)).encode()
 
 
 def held(gateway: Gateway) -> int:
-    [connection, *_] = [each for each in gateway.state.connections if isinstance(each, ClientConnection)]
-    return connection.bodies.held
+    """Of the connections' Bodies, which they share."""
+    return max(
+        (each.bodies.held for each in gateway.state.connections if isinstance(each, ClientConnection)), default=0
+    )
 
 
 async def until_held(gateway: Gateway, least: int) -> None:
@@ -64,6 +69,47 @@ async def test_one_more_large_body_than_there_is_room_for_is_refused(
 async def test_one_body_alone_may_be_as_large_as_any() -> None:
     async with serving(FakeBackend(), max_bodies_bytes=100_000) as gateway:
         assert (await gateway.chat(text="a" * 4_000_000)).status_code == 200
+
+
+async def test_one_key_leaves_room_for_the_others(tmp_path: Path) -> None:
+    keys = {name: new_key() for name in ("alice", "bob")}
+    file = tmp_path / "keys.yaml"
+    file.write_text(json.dumps({"keys": [{"name": name, "hash": hash_of(key)} for name, key in keys.items()]}))
+    file.chmod(0o600)
+    go = asyncio.Event()
+    backend = FakeBackend(before=[go])
+    async with serving(backend, edge={"auth": {"keys_file": str(file)}}, max_bodies_bytes=2_000_000) as gateway:
+
+        async def ask(name: str) -> int:
+            headers = {"content-type": "application/json", "authorization": f"Bearer {keys[name]}"}
+            return (await gateway.client.post("/v1/chat/completions", content=LARGE, headers=headers)).status_code
+
+        waiting = [asyncio.create_task(ask("alice"))]
+        await until_held(gateway, 600_000)
+        assert await ask("alice") == 503, "it would have more than half"
+        waiting.append(asyncio.create_task(ask("bob")))
+        await until_held(gateway, 1_200_000)
+        go.set()
+        assert await asyncio.gather(*waiting) == [200, 200]
+        await gateway.settled()
+        assert held(gateway) == 0
+        assert await ask("alice") == 200
+
+
+def test_what_was_let_go_of_leaves_nothing_behind() -> None:
+    bodies = Bodies(100)
+    for key in (ANONYMOUS, *(bytes([n]) * 32 for n in range(50))):
+        bodies.count(key, 70)
+        assert bodies.has_room(key, 70), "one that is alone may be as large as any"
+        bodies.count(key, 10)
+        assert bodies.has_room(key, 10) == (key == ANONYMOUS)
+        bodies.count(b"another", 10)
+        assert bodies.has_room(b"another", 10)
+        bodies.count(b"another", 20)
+        assert not bodies.has_room(b"another", 30), "together it is too much"
+        bodies.count(b"another", -30)
+        bodies.count(key, -80)
+        assert (bodies.held, bodies._by_key) == (0, {})
 
 
 @pytest.mark.parametrize("ends", ["client leaves", "too large", "not json"])
