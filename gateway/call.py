@@ -131,7 +131,7 @@ class Call:
         """The body, None if it is longer than `max_bytes`; to be let go of. Raises ClientGone and TooManyBodies."""
         if self.disconnected:
             raise self._gone()
-        if self._size > SMALL_BYTES:
+        if self._size > SMALL_BYTES and not self._crowded_out:
             self._read_for(key, max_bytes)  # all of it may have come at once
         if self._crowded_out:
             raise TooManyBodies("Too many large requests are being read. Try again in a moment.")

@@ -71,7 +71,7 @@ def explain(lane: Lane, ask: Ask) -> dict[str, Any]:
     """What would happen to a request like `ask`: the decision, each rule, and why not the others."""
     signals = lane.signals()
     decision = decide(lane.plan, signals, ask)
-    reason = lane.told(decision)
+    reason = decision.reason
     labels = [upstream.label for upstream in lane.pool.upstreams]
     first_lines = expected_seconds(signals, crowd_on_cores(signals))
     return {

@@ -17,7 +17,7 @@ from routing.ask import Ask
 from routing.budget import RetryBudget
 from routing.demand import wake, wanted
 from routing.errors import NoRoom, NotCapable, Overloaded, RequestRejected, Unavailable
-from routing.policy import CAPABILITY, FAILOVER, GGUF, INCAPABLE, ONLY, REJECTED, RULE, Decision, Plan, decide
+from routing.policy import CAPABILITY, FAILOVER, GGUF, INCAPABLE, REJECTED, Decision, Plan, decide
 from routing.prediction import queue_seconds
 from routing.recall import Recalls
 from routing.signals import Obstacle, Signals, Stage
@@ -152,7 +152,7 @@ class Lane:
             self.recalls.call(upstream.kind, room)
         if ticket.tried:
             return upstream, CAPABILITY if ticket.too_long else FAILOVER
-        return upstream, self.told(decision)
+        return upstream, decision.reason
 
     def crowd(self, upstream: Upstream) -> int:
         """How many requests it has; 0 while others of the model are at work on the same cores, for what its answers
@@ -162,11 +162,6 @@ class Lane:
         ):
             return 0
         return upstream.in_flight
-
-    def told(self, decision: Decision) -> str:
-        """The reason of a decision as clients are told it: where there is one upstream no policy chose it."""
-        chosen = decision.upstreams and decision.reason != RULE
-        return ONLY if chosen and len(self.pool.upstreams) == 1 else decision.reason
 
     def give_back(self, upstream: Upstream) -> None:
         """A place on `upstream` is free again."""

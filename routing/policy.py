@@ -112,7 +112,9 @@ def decide(plan: Plan, signals: Signals, ask: Ask) -> Decision:
             if rule.use == "reject":
                 return Decision((), REJECTED, signals.stage)
             return _prefer(rule.use, RULE, _Choice(plan, signals, ask, able), signals.stage, spills=False)
-    return POLICIES[plan.policy](_Choice(plan, signals, ask, able))
+    decision = POLICIES[plan.policy](_Choice(plan, signals, ask, able))
+    # No policy has chosen where there is one upstream.
+    return decision._replace(reason=ONLY) if len(upstreams) == 1 and decision.upstreams else decision
 
 
 class _Choice(NamedTuple):

@@ -32,7 +32,7 @@ class Replayed:
 
 
 def replay(traced: Iterable[Traced], plan_of: Callable[[str], Plan | None]) -> dict[str, Replayed]:
-    """By model, what the plans decide about the same moments. Models without a plan are left out.
+    """By model, what the plans decide about the same moments: about models without a plan nothing.
 
     Where `graduate` stands is taken from the trace as long as the same policy decides; otherwise it goes on from
     decision to decision by the new thresholds.
@@ -43,6 +43,7 @@ def replay(traced: Iterable[Traced], plan_of: Callable[[str], Plan | None]) -> d
         before, ask = one.moment.decision, one.moment.ask
         model = ask.model
         plan = plan_of(model)
+        result = found.setdefault(model, Replayed())
         if plan is None:
             continue
         signals = one.moment.signals
@@ -50,7 +51,6 @@ def replay(traced: Iterable[Traced], plan_of: Callable[[str], Plan | None]) -> d
             signals = signals._replace(stage=stages.get(model, signals.stage))
         decision = decide(plan, signals, ask)
         stages[model] = decision.stage
-        result = found.setdefault(model, Replayed())
         result.decisions += 1
         change = _outcome(signals, before), _outcome(signals, decision)
         if change[0] != change[1] or before.upstreams[:1] != decision.upstreams[:1]:

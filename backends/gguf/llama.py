@@ -143,9 +143,9 @@ class Model:
     def n_params(self) -> int:
         return int(C.llama_model_n_params(self._model))
 
-    @property
-    def tiles(self) -> Tiles | None:
-        """How its attention is computed on this machine's CPU; None where it is not, or nobody can tell."""
+    def tiles(self, threads: int) -> Tiles | None:
+        """How its attention is computed by so many threads of this machine's CPU; None where it is not, or nobody can
+        tell. Experts that a token does not meet and an output layer of its own count as weights here."""
         layers = [layer for layer in self.shape.layers if layer.kv_elements] if self.shape is not None else []
         kv_heads = C.llama_model_n_head_kv(self._model)
         if self.shape is None or not layers or kv_heads < 1 or C.llama_supports_gpu_offload():
@@ -156,6 +156,7 @@ class Model:
             heads=self.shape.heads,
             head_size=layers[0].kv_elements // (2 * kv_heads),
             vector=64 if "AVX-512" in hardware.detect_host().instruction_sets else 32,
+            threads=threads,
         )
 
     @property

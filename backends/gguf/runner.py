@@ -154,12 +154,13 @@ class Engine(threading.Thread):
         self.parallel = self.options.parallel or default_parallel(self.model.shape, self.context_tokens, slot_bytes)
         busy_batch_tokens = max(self.options.busy_batch_tokens, 2 * self.parallel)
         batch_tokens = max(self.options.batch_tokens, busy_batch_tokens)
+        threads = self.options.threads or default_threads()
         self.context = Context(
             self.model,
             slots=self.parallel,
             slot_tokens=self.context_tokens,
             batch_tokens=batch_tokens,
-            threads=self.options.threads or default_threads(),
+            threads=threads,
         )
         self._resources.callback(self.context.close)
         self.scheduler = Scheduler(
@@ -170,7 +171,7 @@ class Engine(threading.Thread):
             max_waiting=self.options.max_waiting,
             partial_reuse=self.model.partial_reuse,
             min_copy_tokens=min_copy_tokens(slot_bytes, self.model.n_params),
-            tiles=self.model.tiles,
+            tiles=self.model.tiles(threads),
         )
         self._warm_up()
         self.progress = 1.0

@@ -32,7 +32,7 @@ def replay(trace: Path, file: Path) -> int:
 
     plans = _plans(file)
     result = again(_decisions(trace), plans.get)
-    if not result:
+    if not any(replayed.decisions for replayed in result.values()):
         raise click.ClickException(f"{trace} holds no decision about a model of {file}.")
     for model, replayed in result.items():
         for line in _told(model, replayed):
@@ -64,6 +64,9 @@ def _decisions(trace: Path) -> Iterator[Traced]:
 
 
 def _told(model: str, replayed: Replayed) -> Iterator[str]:
+    if not replayed.decisions:
+        yield f"{model}: there is no such model in these settings"
+        return
     share = 100 * replayed.changed / replayed.decisions
     yield f"{model}: {replayed.changed} of {replayed.decisions} decisions change ({share:.1f} %)"
     for (before, after), number in replayed.changes.most_common():

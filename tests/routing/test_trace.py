@@ -56,7 +56,13 @@ def test_replay_counts_what_another_policy_would_have_done() -> None:
         (("gguf", "preferred"), ("gguf", "quiet")): 3,
         (("gguf", "preferred"), ("vllm", "busy")): 7,
     }
-    assert replay(map(parse, lines), lambda _: None) == {}
+    assert replay(map(parse, lines), lambda _: None)["m"].decisions == 0
+
+
+def test_no_policy_is_a_change_where_there_is_one_upstream() -> None:
+    one = parse(traced("graduate", moment(seen())))
+    assert one.moment.decision.reason == "only", "as its client was told"
+    assert replay([one], lambda _: plan(policy="vllm_first"))["m"].changed == 0
 
 
 def test_a_refusal_by_a_new_rule_is_a_change() -> None:

@@ -32,7 +32,7 @@ class Watched:
             return decode(context, tokens, positions, slots, outputs)
 
         monkeypatch.setattr(Context, "decode", watched)
-        monkeypatch.setattr(Model, "tiles", tiles)
+        monkeypatch.setattr(Model, "tiles", lambda _model, _threads: tiles)
 
 
 async def conversation() -> list[str]:
@@ -80,7 +80,7 @@ async def test_what_fills_up_a_tile_changes_no_answer_and_is_forgotten(monkeypat
 
 def test_the_demo_model_is_known_well_enough_to_be_filled_up() -> None:
     model = Model(DEMO_MODEL_PATH)
-    tiles = model.tiles
+    tiles = model.tiles(1)
     model.close()
     assert tiles is not None
     assert tiles.filling(60, 256)

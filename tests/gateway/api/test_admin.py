@@ -170,6 +170,10 @@ async def test_a_trace_is_replayed_by_the_same_and_by_other_settings(
     shown = capsys.readouterr().out
     assert f"fake: {decisions} of {decisions} decisions change (100.0 %)" in shown
     assert "gguf (quiet) -> vllm (preferred)" in shown
+    renamed = text.splitlines()[0].replace('"model": "fake"', '"model": "gone"')
+    trace.write_text(f"{text}{renamed}\n")
+    assert main(["replay", str(trace), "--config", str(tmp_path / "same.yaml")]) == 0
+    assert "gone: there is no such model in these settings" in capsys.readouterr().out
     trace.write_text("nonsense\n")
     assert main(["replay", str(trace), "--config", str(tmp_path / "same.yaml")]) == 1
     assert "line 1: is no traced decision" in capsys.readouterr().err
