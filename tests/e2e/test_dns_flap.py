@@ -44,7 +44,8 @@ class Hosts:
     def environment(self) -> dict[str, str]:
         """For a process that shall read it."""
         (library,) = unpacked("libnss-wrapper").glob("usr/lib/*/libnss_wrapper.so")
-        return {"LD_PRELOAD": str(library), "NSS_WRAPPER_HOSTS": str(self.file)}
+        # Reading the file anew while another thread looks a name up is more than the library survives.
+        return {"LD_PRELOAD": str(library), "NSS_WRAPPER_HOSTS": str(self.file), "UV_THREADPOOL_SIZE": "1"}
 
 
 @asynccontextmanager
