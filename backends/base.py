@@ -32,7 +32,8 @@ class InferenceRequest(NamedTuple):
     """One inference call. `body` is the client's JSON as bytes, forwarded as it is; the other fields are the decoded
     envelope, which is all the gateway ever looks at. `include_usage` is what it asks of a stream, `hides_usage` that
     the client did not. `max_output_tokens` is for each of `choices` answers, None where the client set no bound.
-    `features` are those of its fields that not every engine has: "tools", "logprobs", "structured_output"."""
+    `features` are what its fields need that not every engine has: "tools", "logprobs", "structured_output",
+    "guided_decoding", "images"."""
 
     operation: Operation
     model: str

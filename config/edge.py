@@ -92,7 +92,7 @@ class AdminSettings(Tree):
     """A listener of its own for /metrics, /admin and health; the main one then serves neither /metrics nor /admin."""
 
     host: HostName = "127.0.0.1"
-    """Address to listen on. Whoever reaches it is answered: leave it on loopback or in a network of your own."""
+    """Address to listen on. Beyond loopback it asks for an operator's key, or for `auth: none` written out."""
 
     port: Annotated[int, Field(strict=True, ge=0, le=65535)] = 9484
     """TCP port; 0 lets the system choose one."""

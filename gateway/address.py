@@ -1,6 +1,6 @@
 """Whose request it is, by address: the connection's other end, or whom a trusted proxy names.
 
-Neighbours: call.py (`peer`), crowd.py (connections per address), auth.py (who is let in from where).
+Neighbours: call.py (`peer`), entrance.py (asks), crowd.py (connections per address).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class ClientAddress:
         """The address of the client of a connection from `peer`, empty for a Unix socket. Each proxy adds at the right
         whom it was called by, so the rightmost address that no trusted proxy has is the last one that is vouched for.
         """
-        if not self._trusted or not self._trusts(peer):
+        if not self._trusted or not self.trusts(peer):
             return peer
         client = peer
         named = b",".join(value for name, value in headers if name == _HEADER)
@@ -31,11 +31,12 @@ class ClientAddress:
             if address is None:
                 return client
             client = address
-            if not self._trusts(client):
+            if not self.trusts(client):
                 return client
         return client
 
-    def _trusts(self, text: str) -> bool:
+    def trusts(self, text: str) -> bool:
+        """Whether a trusted proxy has this address."""
         try:
             address = ipaddress.ip_address(text.partition("%")[0])
         except ValueError:

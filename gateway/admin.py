@@ -34,7 +34,6 @@ class AdminPlane(Front):
         super().__init__(control_plane, gateway.access_log)
         self._gateway = gateway
         self._admin = admin
-        self._guard = HostGuard(admin.host, gateway.settings.server.allowed_hosts)
 
     def may_know(self, scope: Scope) -> bool:
         """Whoever may see the figures."""
@@ -42,7 +41,9 @@ class AdminPlane(Front):
 
     def check(self, scope: Scope) -> None:
         """Raises what speaks against this request: UnknownPath for everything that is for clients."""
-        self._guard.check(scope["headers"], scope["http_version"])
+        # As the configuration in effect has it; what is asked here is asked seldom.
+        guard = HostGuard(self._admin.host, self._gateway.settings.server.allowed_hosts)
+        guard.check(scope["headers"], scope["http_version"])
         if is_for_operators(scope["path"]):
             check_on_theirs(self._admin, self._gateway.settings, self._gateway.entrance, scope)
         elif scope["path"] not in OPEN:

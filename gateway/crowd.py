@@ -1,22 +1,22 @@
 """How many connections there are from each address, so that one client cannot take the places of all.
 
-Neighbours: listener.py and tls_link.py (come and go), address.py (whose addresses are not one client's).
+Neighbours: listener.py and tls_link.py (come and go), entrance.py (whose addresses are not one client's).
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable
 
 
 class Crowd:
     """Counts connections by address, or by /64 network for IPv6, which one client usually has to itself. A proxy's
-    connections are many clients', so `exempt` networks are not counted; nor are Unix sockets."""
+    connections are many clients', so those whose address `is_proxy` are not counted; nor are Unix sockets."""
 
-    def __init__(self, most_per_address: int | None = None, exempt: Sequence[str] = ()) -> None:
+    def __init__(self, most_per_address: int | None = None, is_proxy: Callable[[str], bool] = lambda _: False) -> None:
         self._most = most_per_address
-        self._exempt = [ipaddress.ip_network(network) for network in exempt]
+        self._is_proxy = is_proxy
         self._places: dict[object, str] = {}
         self._counts: dict[str, int] = {}
 
@@ -46,9 +46,7 @@ class Crowd:
     def _place(self, transport: asyncio.BaseTransport) -> str:
         """Empty for whoever is not counted."""
         peer = transport.get_extra_info("peername")
-        if not isinstance(peer, tuple):
+        if not isinstance(peer, tuple) or self._is_proxy(peer[0]):
             return ""
         address = ipaddress.ip_address(peer[0].partition("%")[0])
-        if any(address in network for network in self._exempt):
-            return ""
         return str(ipaddress.ip_network((address, 64), strict=False) if address.version == 6 else address)

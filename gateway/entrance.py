@@ -71,6 +71,10 @@ class Entrance:
             raise SurfaceNotAllowed(f"This API key does not cover the surface '{surface}'{hint}.", key=found.name)
         return found
 
+    def is_proxy(self, peer: str) -> bool:
+        """Whether connections from `peer` are many clients'."""
+        return self._addresses.trusts(peer)
+
     async def admit(self, fields: Fields, peer: str, surface: Surface) -> Principal:
         """The same; where a token names a key that its issuer may have since a moment, it is asked before."""
         try:

@@ -27,7 +27,7 @@ from gateway.bodies import Bodies
 from gateway.crowd import Crowd
 from gateway.dataplane import DataPlane
 from gateway.lastcall import LAST_CALL_SECONDS, admit_no_more
-from gateway.listener import connection_class
+from gateway.listener import ClientConnection, connection_class
 from gateway.middleware import is_loopback
 from gateway.reload import Reloader, Source, terminal_is_gone
 from gateway.spool import Spool
@@ -69,6 +69,17 @@ def certificates_of(settings: Settings) -> Certificates | None:
         raise ListenError(str(error)) from error
 
 
+def connections_of(settings: Settings, app: DataPlane) -> type[ClientConnection]:
+    """The protocol class of the clients' listener."""
+    server = settings.server
+
+    def is_proxy(peer: str) -> bool:  # by the configuration in effect
+        return app.gateway.entrance.is_proxy(peer)
+
+    crowd = Crowd(server.max_connections_per_address, is_proxy)
+    return connection_class(app, server.max_connections, crowd, Bodies(server.max_bodies_bytes))
+
+
 class GatewayServer(uvicorn.Server):
     """uvicorn with our signals: the first begins the drain, the second ends it; SIGHUP reads files again.
     `on_listening` is called once. Where somebody else brings it other configurations there is no `reloader`."""
@@ -98,9 +109,7 @@ class GatewayServer(uvicorn.Server):
         self._drain_delay_seconds = settings.server.drain_delay_seconds
         self._hurried = asyncio.Event()
         self.failed = False
-        crowd = Crowd(settings.server.max_connections_per_address, settings.server.trusted_proxies)
-        bodies = Bodies(settings.server.max_bodies_bytes)
-        connection = connection_class(app, settings.server.max_connections, crowd, bodies)
+        connection = connections_of(settings, app)
         super().__init__(
             uvicorn.Config(
                 app,

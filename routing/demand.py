@@ -1,6 +1,6 @@
 """Which engines that sleep a request would use, and so wakes. Pure, but for `wake`.
 
-Neighbours: policy.py (decides), lane.py (asks after each decision), the gateway's residency.py (who puts them to
+Neighbours: policy.py (decides), lane.py (asks after each decision), backends/residency.py (who puts them to
 sleep).
 """
 

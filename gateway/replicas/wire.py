@@ -1,6 +1,6 @@
 """Redis' protocol (RESP2) on one connection: calls go out pipelined, answers come back in their order.
 
-One connection and no pool: what is sent later is done later, which leases.py and limiter.py rely on, and a slow answer
+One connection and no pool: what is sent later is done later, which limiter.py relies on, and a slow answer
 keeps nobody else from asking. Neighbours: link.py (keeps a connection to whoever takes writes).
 """
 

@@ -18,13 +18,11 @@ from config.edge import AdminSettings
 from config.schema import GgufSettings, ModelSettings, ServerSettings, Settings
 from gateway.admin import AdminPlane
 from gateway.app import create_app
-from gateway.bodies import Bodies
-from gateway.crowd import Crowd
 from gateway.dataplane import DataPlane
 from gateway.health import Readiness
-from gateway.listener import connection_class
 from gateway.log import AccessLog
 from gateway.served import MakeBackends
+from gateway.server import connections_of
 from gateway.tls import Certificates
 from gateway.tls_link import over_tls
 from routing.upstream import Upstream
@@ -209,9 +207,7 @@ async def _listening(
     app: DataPlane, settings: Settings, certificates: Certificates | None
 ) -> AsyncIterator[tuple[int, ServerState]]:
     """What uvicorn's Server does, without its ticking: a test should not wait a tenth of a second to end."""
-    crowd = Crowd(settings.server.max_connections_per_address, settings.server.trusted_proxies)
-    bodies = Bodies(settings.server.max_bodies_bytes)
-    http: Any = connection_class(app, settings.server.max_connections, crowd, bodies)
+    http: Any = connections_of(settings, app)
     if certificates is not None:
         http = over_tls(http, certificates)
     config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", http=http)

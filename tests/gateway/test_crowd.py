@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from gateway.address import ClientAddress
 from gateway.crowd import Crowd
 from tests.fakes import FakeBackend
 from tests.gateway.running import serving
@@ -45,7 +46,7 @@ def test_asking_again_takes_no_second_place() -> None:
 
 @pytest.mark.parametrize("peer", [("10.1.2.3", 1), "", None])
 def test_proxies_and_unix_sockets_are_not_counted(peer: object) -> None:
-    crowd = Crowd(1, ["10.0.0.0/8"])
+    crowd = Crowd(1, ClientAddress(["10.0.0.0/8"]).trusts)
     assert all(crowd.admit(number, At(peer)) for number in range(10))
 
 
@@ -58,3 +59,12 @@ async def test_one_address_cannot_take_all_places() -> None:
             assert (await gateway.raw(b"GET /livez HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 503 ")
         gateway.disconnect()
         assert (await gateway.client.get("/livez")).status_code == 200
+
+
+async def test_proxies_that_are_trusted_since_a_reload_are_not_counted_any_more() -> None:
+    async with serving(FakeBackend(), max_connections_per_address=1) as gateway, gateway.connection():
+        assert (await gateway.raw(b"GET /livez HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 503 ")
+        server = {**gateway.settings.server.model_dump(), "trusted_proxies": ["127.0.0.0/8"]}
+        await gateway.reload(server=server)
+        head = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
+        assert (await gateway.raw(head)).startswith(b"HTTP/1.1 200 ")

@@ -20,6 +20,7 @@ from gateway.admin import AdminPlane
 from gateway.app import create_app
 from gateway.auth import check_exposure
 from gateway.bind import bind
+from gateway.errors import HostRefused
 from gateway.keys import hash_of, new_key
 from gateway.server import GatewayServer
 from tests.fakes import FakeBackend, chat_events
@@ -164,3 +165,13 @@ async def test_health_tells_strangers_how_it_is_and_no_more(tmp_path: Path) -> N
         assert "models" in (await operators.get("/readyz", headers={"x-api-key": BOSS})).json()
     async with both(FakeBackend(), **keys(tmp_path)) as (_, operators, _):
         assert "models" in (await operators.get("/readyz")).json()
+
+
+async def test_their_listener_goes_by_the_names_that_are_allowed_now() -> None:
+    async with serving(FakeBackend(), edge={"admin": {}}) as gateway:
+        plane = AdminPlane(gateway.app.gateway, AdminSettings(), gateway.app.control_plane)
+        scope = {"path": "/livez", "headers": [(b"host", b"ops.example")], "http_version": "1.1"}
+        with pytest.raises(HostRefused):
+            plane.check(scope)
+        await gateway.reload(server={**gateway.settings.server.model_dump(), "allowed_hosts": ["ops.example"]})
+        plane.check(scope)
