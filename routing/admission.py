@@ -6,7 +6,7 @@ Neighbours: waiting.py (whose turn it is), lane.py (what is waited for), router.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 from config.routing import QueueSettings
@@ -18,8 +18,9 @@ from routing.waiting import FairQueue
 
 # States of engines, breakers and deadlines are looked at this often while somebody waits.
 TICK_SECONDS = 0.05
-# Behind so many who cannot be served now nobody is looked at when a place becomes free; the tick looks further.
-_LOOK_PAST, _LOOK_PAST_IN_TICK = 4, 64
+# Behind so many who cannot be served now nobody is looked at when a place becomes free. Each tick looks at so many
+# more, from where the last one has left off: a look costs as much as a decision.
+_LOOK_PAST, _LOOK_AT_IN_TICK = 4, 64
 
 Place = tuple[Upstream, str]
 
@@ -38,21 +39,23 @@ class _Waiter:
 
 
 class Admission:
-    """`take` gives a request a place if there is one, and counts it there; `give_up` says why a request that got none
-    has to go away, None while there is hope. Belongs to the event loop."""
+    """`take` gives a request a place if there is one, and counts it there; `put_back` takes one back to which nothing
+    was sent; `give_up` says why a request that got none has to go away, None while there is hope. Belongs to the event
+    loop."""
 
     def __init__(
         self,
         settings: QueueSettings,
         take: Callable[[Ask, Ticket], Place | None],
-        give_back: Callable[[Upstream], None],
+        put_back: Callable[[Upstream], None],
         give_up: Callable[[Ask, Ticket, bool], Exception | None],
     ) -> None:
         self.settings = settings
         self._take = take
-        self._give_back = give_back
+        self._put_back = put_back
         self._give_up = give_up
         self.queue: FairQueue[_Waiter] = FairQueue()
+        self._looked_at = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -65,13 +68,22 @@ class Admission:
             place = self._take(ask, ticket)
             if place is not None:
                 return place
-        now = perf_counter()
-        full = len(self.queue) >= self.settings.max_waiting or now - ticket.entered_at >= self.settings.max_wait_seconds
-        error = self._give_up(ask, ticket, full)
+        now, priority = perf_counter(), self.settings.priority.get(ask.tier or "", 0)
+        over = now - ticket.entered_at >= self.settings.max_wait_seconds
+        outcast: _Waiter | None = None
+        if not over and len(self.queue) >= self.settings.max_waiting:
+            # All of them may wait for something else than this one needs.
+            if self.queue and (place := self._take(ask, ticket)) is not None:
+                return place
+            outcast = self.queue.outranked(priority, ask.key)
+            over = outcast is None
+        error = self._give_up(ask, ticket, over)
         if error is not None:
             raise error
+        if outcast is not None:
+            self._push_out(outcast)
         waiter = _Waiter(ask, ticket, now, self.settings)
-        self.queue.add(waiter, self.settings.priority.get(ask.tier or "", 0), ask.key)
+        self.queue.add(waiter, priority, ask.key)
         self._plan()
         # Others that wait may wait for something else than this one needs.
         self.wake()
@@ -79,16 +91,21 @@ class Admission:
             return await waiter.future
         except asyncio.CancelledError:
             if waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
-                self._give_back(waiter.future.result()[0])
+                self._put_back(waiter.future.result()[0])
             raise
         finally:
             ticket.waited_seconds += perf_counter() - now
             if waiter in self.queue:
                 self.queue.remove(waiter)
 
-    def wake(self, look_past: int = _LOOK_PAST) -> None:
+    def wake(self) -> None:
         """A place may have become free: serves whoever can be served, in the order of their turns."""
-        for waiter in list(self.queue):
+        self._serve(list(self.queue), _LOOK_PAST)
+
+    def _serve(self, waiters: Sequence[_Waiter], look_past: int) -> None:
+        for waiter in waiters:
+            if waiter.future.done():  # its client has left, and it will be gone in a moment
+                continue
             try:
                 place = self._take(waiter.ask, waiter.ticket)
             except RoutingError as error:
@@ -101,12 +118,15 @@ class Admission:
             if look_past < 0:
                 return
 
+    def _push_out(self, waiter: _Waiter) -> None:
+        error = self._give_up(waiter.ask, waiter.ticket, True)
+        if error is not None and not waiter.future.done():
+            self._settle(waiter, error)
+
     def _settle(self, waiter: _Waiter, outcome: Place | Exception) -> None:
+        """For one whose client is there."""
         self.queue.remove(waiter, served=not isinstance(outcome, Exception))
-        if waiter.future.done():  # cancelled just now
-            if not isinstance(outcome, Exception):
-                self._give_back(outcome[0])
-        elif isinstance(outcome, Exception):
+        if isinstance(outcome, Exception):
             waiter.future.set_exception(outcome)
         else:
             waiter.future.set_result(outcome)
@@ -117,9 +137,16 @@ class Admission:
 
     def _tick(self) -> None:
         self._timer = None
-        self.wake(_LOOK_PAST_IN_TICK)
+        self.wake()
+        # However many wait ahead for something else, everybody is looked at in turn.
+        waiters = list(self.queue)
+        begin = self._looked_at if self._looked_at < len(waiters) else 0
+        self._looked_at = begin + _LOOK_AT_IN_TICK
+        self._serve(waiters[begin : self._looked_at], _LOOK_AT_IN_TICK)
         now = perf_counter()
         for position, waiter in enumerate(list(self.queue), 1):
+            if waiter.future.done():
+                continue
             error = self._give_up(waiter.ask, waiter.ticket, now >= waiter.deadline)
             if error is not None:
                 self._settle(waiter, error)

@@ -20,14 +20,16 @@ async def hedged(
     what the first attempt raises when none has answered; a cancellation ends both."""
     tasks = [asyncio.ensure_future(attempt(ticket))]
     second: Ticket | None = None
-    winner: asyncio.Future[Routed] | None = None
     try:
         await asyncio.wait(tasks, timeout=after_seconds)
         if not tasks[0].done() and (second := _second(lane, ticket)) is not None:
             tasks.append(asyncio.ensure_future(attempt(second)))
         winner = await _first_answer(tasks)
-    finally:
         await _let_go([task for task in tasks if task is not winner])
+    except BaseException:
+        # The client left, perhaps while the slower one was ended: then the winner is nobody's.
+        await _let_go(tasks)
+        raise
     if second is not None:
         ticket.attempts += second.attempts
         if winner is tasks[1]:
@@ -60,9 +62,15 @@ async def _first_answer(tasks: Sequence[asyncio.Future[Routed]]) -> asyncio.Futu
 
 
 async def _let_go(tasks: Sequence[asyncio.Future[Routed]]) -> None:
-    """Ends what is still running; an answer that came too late is aborted."""
+    """Ends what is still running; an answer that has come, or comes all the same, is aborted, whether or not somebody
+    still waits here."""
     for task in tasks:
         task.cancel()
-    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(outcome, Routed):
-            outcome.close()
+        task.add_done_callback(_abort)
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+def _abort(task: asyncio.Future[Routed]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()

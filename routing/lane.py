@@ -44,7 +44,7 @@ class Lane:
         self.stage = Stage(GGUF)
         self.recalls = Recalls()
         self.budget = RetryBudget(plan.retry.budget)
-        self.admission = Admission(plan.queue, self._take, self.give_back, self._give_up)
+        self.admission = Admission(plan.queue, self._take, self._put_back, self._give_up)
         self._hour = 0
         self._hour_until = 0.0
         self.adopt(pool, plan)
@@ -168,6 +168,11 @@ class Lane:
         upstream.in_flight -= 1
         if self.admission.queue.places:
             self.admission.wake()
+
+    def _put_back(self, upstream: Upstream) -> None:
+        """The same of a place to which nothing was sent: if that was to be a trial, the next one is."""
+        upstream.breaker.undecided()
+        self.give_back(upstream)
 
     def _refuse(self, decision: Decision, ask: Ask) -> None:
         if decision.reason == REJECTED:

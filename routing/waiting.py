@@ -44,6 +44,19 @@ class FairQueue(Generic[Waiter]):
         elif served:
             keys.move_to_end(key)
 
+    def outranked(self, priority: int, key: str) -> Waiter | None:
+        """Who has to go where there is room for nobody more and one of `key` comes: the latest one of the lowest
+        priority, of the key with most of these. None where that is a higher priority, or the same with fewer than two
+        more than `key` has: then they would only change places."""
+        lowest = min(self._classes, default=priority)
+        if lowest > priority or not self._classes:
+            return None
+        keys = self._classes[lowest]
+        line = max(keys.values(), key=len)
+        if lowest == priority and len(line) < len(keys.get(key, ())) + 2:
+            return None
+        return next(reversed(line))
+
     def __iter__(self) -> Iterator[Waiter]:
         """Everybody in the order of their turns, as they are now."""
         for priority in sorted(self._classes, reverse=True):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from math import inf
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from backends.errors import (
 from config.routing import RoutingSettings
 from routing.catalog import CatalogEntry, ModelCatalog
 from routing.errors import Overloaded, Unavailable
+from routing.health import BreakerState
 from routing.policy import plan_for
 from routing.routed import Routed
 from routing.router import Router
@@ -161,6 +164,94 @@ async def test_a_client_that_leaves_while_it_waits_costs_nothing() -> None:
     assert upstream.in_flight == 0
 
 
+@pytest.mark.parametrize(("limit", "number"), [(1, 1), (1, 2), (2, 5), (1, 200)])
+async def test_clients_that_leave_all_at_once_leave_nothing(limit: int, number: int) -> None:
+    upstream = Upstream(FakeBackend(), limit=limit)
+    the_router = router(upstream)
+
+    async def ask() -> None:
+        routed = await the_router.dispatch(REQUEST)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            routed.close()
+
+    tasks = [asyncio.create_task(ask()) for _ in range(limit + number)]
+    await waiting(the_router, number)
+    for task in tasks:
+        task.cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {asyncio.CancelledError}
+    assert (upstream.in_flight, the_router.waiting) == (0, [("m", 0)])
+
+
+async def test_a_trial_that_is_given_to_one_who_leaves_is_the_next_ones() -> None:
+    upstreams = [Upstream(FakeBackend(), limit=1) for _ in range(2)]
+    the_router = router(*upstreams, breaker={"open_seconds": 0.01, "failures": 1})
+    held = await the_router.dispatch(REQUEST)
+    other = next(upstream for upstream in upstreams if upstream is not held.upstream)
+    other.breaker.failed(perf_counter())
+    leaving = asyncio.create_task(the_router.dispatch(REQUEST))
+    await waiting(the_router, 1)
+    await waiting(the_router, 0)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    assert leaving.cancelled()
+    routed = await the_router.dispatch(REQUEST)
+    assert (routed.upstream, other.breaker.state(perf_counter())) == (other, BreakerState.CLOSED)
+    for answer in (held, routed):
+        answer.close()
+
+
+async def test_in_a_full_queue_the_last_of_those_with_most_make_room() -> None:
+    upstream = Upstream(FakeBackend(), limit=1)
+    queue = {"max_waiting": 4, "priority": {"gold": 1}}
+    the_router = router(upstream, queue=queue)
+    running = await the_router.dispatch(REQUEST)
+
+    async def comes(key: str, tier: str = "", *, number: int) -> asyncio.Task[Routed]:
+        task = asyncio.create_task(the_router.dispatch(REQUEST, Ticket(key, tier)))
+        await waiting(the_router, number)
+        return task
+
+    many = [await comes("many", number=number) for number in range(1, 5)]
+    one = await comes("one", number=4)
+    with pytest.raises(Overloaded):
+        await many[3]
+    gold = await comes("many", "gold", number=4)
+    with pytest.raises(Overloaded):
+        await many[2]
+    third = await comes("third", number=4)
+    with pytest.raises(Overloaded):
+        await many[1]
+    # Everybody has one: whoever has one and comes once more would only change places.
+    with pytest.raises(Overloaded):
+        await the_router.dispatch(REQUEST, Ticket("one"))
+    running.close()
+    for task in (gold, many[0], one, third):
+        (await task).close()
+    assert (upstream.in_flight, the_router.waiting) == (0, [("m", 0)])
+
+
+@pytest.mark.parametrize("number", [80, 200])
+async def test_a_crowd_that_waits_for_another_backend_does_not_hold_up_the_rest(number: int) -> None:
+    gguf, vllm = Upstream(FakeBackend("gguf"), limit=1), Upstream(FakeBackend("vllm"), limit=1)
+    rules = [{"when": {"key": "far"}, "use": "vllm"}]
+    the_router = router(gguf, vllm, policy="gguf_first", rules=rules, queue={"max_waiting": 200})
+    held = await the_router.dispatch(REQUEST, Ticket("far"))
+    crowd = [asyncio.create_task(the_router.dispatch(REQUEST, Ticket("far"))) for _ in range(number)]
+    await waiting(the_router, number)
+    async with asyncio.timeout(10):
+        routed = await the_router.dispatch(REQUEST, Ticket("near"))
+    assert (routed.upstream, len(the_router.lanes["m"].admission)) == (gguf, number)
+    for task in crowd:
+        task.cancel()
+    await asyncio.wait(crowd)
+    for answer in (held, routed):
+        answer.close()
+    assert (gguf.in_flight, vllm.in_flight) == (0, 0)
+
+
 async def test_who_waits_is_told_the_position() -> None:
     the_router = router(Upstream(FakeBackend(), limit=1), queue={"ping_seconds": 0.01})
     running = await the_router.dispatch(REQUEST)
@@ -207,9 +298,13 @@ OUTCOMES = [None, BackendOverloaded("busy"), BackendProtocolError("reset"), Runt
 
 
 @settings(max_examples=25)
-@given(seed=st.integers(0, 2**32), limits=st.lists(st.sampled_from([1, 2, 5]), min_size=1, max_size=3))
+@given(
+    seed=st.integers(0, 2**32),
+    limits=st.lists(st.sampled_from([1, 2, 5]), min_size=1, max_size=3),
+    hedge_seconds=st.sampled_from([None, 0.0001]),
+)
 async def test_nothing_stays_in_flight_whatever_happens(  # noqa: C901 - one story
-    seed: int, limits: list[int]
+    seed: int, limits: list[int], hedge_seconds: float | None
 ) -> None:
     """Forty requests end, fail, break off or leave in any order, engines crash and come back; every limit holds all the
     time."""
@@ -232,14 +327,18 @@ async def test_nothing_stays_in_flight_whatever_happens(  # noqa: C901 - one sto
     backends = [Moody(("gguf", "vllm")[number % 2]) for number in range(len(limits))]
     upstreams = [Upstream(backend, limit=limit) for backend, limit in zip(backends, limits, strict=True)]
     the_router = router(
-        *upstreams, policy="graduate", queue={"max_waiting": 8, "max_wait_seconds": 5}, breaker={"open_seconds": 0.01}
+        *upstreams,
+        policy="graduate",
+        queue={"max_waiting": 8, "max_wait_seconds": 5},
+        breaker={"open_seconds": 0.01, "failures": 2},
+        retry={"hedge_after_seconds": hedge_seconds},
     )
 
     async def ask(number: int) -> None:
         routed: Routed | None = None
         try:
             routed = await the_router.dispatch(REQUEST, Ticket(f"key {number % 3}"))
-            for _ in range(chance.randrange(4)):
+            for _ in range(chance.choice([0, 1, 2, 3, 30])):
                 await asyncio.sleep(0)
             if chance.random() < 0.3:
                 routed.failed(BackendProtocolError("cut"))
@@ -256,6 +355,9 @@ async def test_nothing_stays_in_flight_whatever_happens(  # noqa: C901 - one sto
         await asyncio.sleep(0)
         if chance.random() < 0.25:
             chance.choice(tasks).cancel()
+        if chance.random() < 0.05:
+            for task in tasks:
+                task.cancel()
         if chance.random() < 0.1:
             engine = chance.choice(backends)
             engine.restarts += engine.state is BackendState.FAILED
@@ -266,3 +368,4 @@ async def test_nothing_stays_in_flight_whatever_happens(  # noqa: C901 - one sto
     assert the_router.waiting == [("m", 0)]
     assert all(backend.most <= limit for backend, limit in zip(backends, limits, strict=True))
     assert sum(backend.open for backend in backends) == 0
+    assert all(upstream.breaker.admits(inf) for upstream in upstreams), "a trial is still under way"

@@ -75,3 +75,23 @@ async def test_when_both_fail_the_client_gets_an_error_and_nothing_is_left() -> 
     with pytest.raises(BackendUnavailable):
         await asking
     assert in_flight(the_router) == [0, 0]
+
+
+@pytest.mark.parametrize("turns", range(9))
+async def test_a_client_that_leaves_as_the_answer_comes_leaves_nothing(turns: int) -> None:
+    answering = asyncio.Event()
+    first, second = FakeBackend("gguf", before=[asyncio.Event()]), FakeBackend("vllm", before=[answering])
+    the_router = hedging(first, second)
+    asking = asyncio.create_task(the_router.dispatch(REQUEST))
+    await second.called.wait()
+    answering.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.wait([asking])
+    if not asking.cancelled():
+        asking.result().close()
+    async with asyncio.timeout(10):
+        while in_flight(the_router) != [0, 0]:  # noqa: ASYNC110 - others run until it is so
+            await asyncio.sleep(0)
+    assert first.open + second.open == 0

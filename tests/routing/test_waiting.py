@@ -64,3 +64,19 @@ def test_between_two_turns_of_a_key_every_other_one_has_at_most_one(keys: list[s
             assert all(count == 1 for count in since.values())
         left[key] -= 1
         assert [n for k, n in order if k == key] == sorted(n for k, n in order if k == key), number
+
+
+def test_room_is_made_by_the_lowest_and_then_by_whoever_has_most() -> None:
+    queue: FairQueue[str] = FairQueue()
+    assert queue.outranked(0, "a") is None
+    for number in range(3):
+        queue.add(f"a{number}", 0, "a")
+    queue.add("b0", 0, "b")
+    assert queue.outranked(0, "new") == "a2"
+    assert queue.outranked(0, "b") == "a2"
+    assert queue.outranked(0, "a") is None
+    assert queue.outranked(-1, "new") is None
+    queue.remove("a2")
+    assert (queue.outranked(0, "new"), queue.outranked(0, "b")) == ("a1", None)
+    queue.add("c0", -1, "c")
+    assert (queue.outranked(0, "b"), queue.outranked(-1, "new"), queue.outranked(-2, "new")) == ("c0", None, None)
