@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -87,7 +87,8 @@ class Gateway:
         self._guesses = Guesses()
         self._keys = keys_of(settings)
         found = principals(settings, self._keys, limits.slot_of)
-        self.authenticator = Authenticator(self._kept(found), certificates=_client_keys(settings))
+        client_keys = {} if settings.tls is None else settings.tls.client_keys
+        self.authenticator = Authenticator(self._kept(found), certificates=client_keys)
         self.served = assemble(settings, make_backends)
         self.readiness = health.Readiness(self.served.upstreams)
         self.registry = registry_for(
@@ -260,8 +261,8 @@ class Gateway:
         for pool in self.served.catalog.pools:
             if pool.model != member.model or not set(pool.upstreams) & set(member.upstreams):
                 continue
-            successors = [each for each in self.served.members if each.model == member.model]
-            await _until(partial(_any_ready, successors))
+            others = [each for each in self.served.members if each.model == member.model]
+            await _until(partial(_has_successor, member, others))
             pool.upstreams = tuple(upstream for upstream in pool.upstreams if upstream not in member.upstreams)
             self.readiness.upstreams = tuple(self.served.upstreams)
         await _until(lambda: not member.in_flight)
@@ -282,18 +283,17 @@ def report_end(task: asyncio.Task[None]) -> None:
         logger.critical("a task of the gateway's ended before the gateway", exc_info=task.exception())
 
 
-def _any_ready(members: Iterable[Member]) -> bool:
-    return any(member.ready for member in members)
+def _has_successor(member: Member, others: Iterable[Member]) -> bool:
+    """Whether one of its kind serves; where there is none, or no room for it beside `member`, any."""
+    same = [each for each in others if each.kind == member.kind]
+    waits = same and not any(each.refused for each in same)
+    return any(each.ready for each in (same if waits else others))
 
 
 async def _until(condition: Callable[[], bool]) -> None:
     """Polls: engines and requests have a state, and tell nobody of its changes."""
     while not condition():  # noqa: ASYNC110 - as said
         await asyncio.sleep(LEAVING_SECONDS)
-
-
-def _client_keys(settings: Settings) -> Mapping[str, str]:
-    return settings.tls.client_keys if settings.tls is not None else {}
 
 
 def _guard(settings: Settings) -> HostGuard:

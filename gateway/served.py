@@ -49,6 +49,11 @@ class Member:
         return any(upstream.backend.state is BackendState.READY for upstream in self.upstreams)
 
     @property
+    def refused(self) -> bool:
+        """Whether it does not come up for want of memory beside the others."""
+        return any(getattr(upstream.backend, "refused", False) for upstream in self.upstreams)
+
+    @property
     def in_flight(self) -> int:
         """Requests that run on it."""
         return self.membership.in_flight

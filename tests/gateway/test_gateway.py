@@ -9,9 +9,10 @@ import pytest
 
 from backends.base import BackendState
 from config.errors import ConfigError
-from config.schema import ModelSettings
+from config.routing import RoutingSettings
+from config.schema import ModelSettings, ServerSettings, Settings
 from tests.fakes import FakeBackend, chat_events
-from tests.gateway.running import CHAT, body, served_model, serving
+from tests.gateway.running import CHAT, Gateway, body, served_model, serving, serving_settings
 
 
 async def until_stopped(backend: FakeBackend) -> None:
@@ -67,6 +68,39 @@ async def test_a_changed_model_is_served_by_the_old_engine_until_the_new_one_can
         assert (await gateway.chat()).status_code == 200
         assert (len(old.requests), len(new.requests)) == (1, 1)
         assert [upstream.backend for _, upstream in gateway.readiness.upstreams] == [new]
+
+
+def of_both_kinds(url: str) -> tuple[ModelSettings, ...]:
+    vllm = {"urls": [url]}
+    return (ModelSettings.model_validate({"name": "m", "gguf": {"source": "demo"}, "vllm": vllm}),)
+
+
+async def answered_by(gateway: Gateway) -> str:
+    return (await gateway.chat(model="m")).headers["x-upshift-backend"]
+
+
+@pytest.mark.parametrize("comes_up", [True, False])
+async def test_the_other_kind_is_no_successor_unless_there_is_no_room_for_one(*, comes_up: bool) -> None:
+    gguf, old, new = FakeBackend("gguf"), FakeBackend("vllm"), FakeBackend("vllm", state=BackendState.STARTING)
+    of_vllm = [old, new]
+    settings = Settings(
+        server=ServerSettings(port=0),
+        models=of_both_kinds("http://127.0.0.1:1"),
+        routing=RoutingSettings(policy="vllm_first"),
+    )
+    make = lambda artifact: [gguf if artifact.gguf is not None else of_vllm.pop(0)]  # noqa: E731
+    async with serving_settings(settings, make) as gateway:
+        await gateway.reload(models=of_both_kinds("http://127.0.0.1:2"))
+        assert await answered_by(gateway) == "vllm"
+        assert await answered_by(gateway) == "vllm"
+        assert (len(old.requests), old.state) == (2, BackendState.READY)
+        if comes_up:
+            new.state = BackendState.READY
+        else:
+            new.refused, new.state = True, BackendState.FAILED  # type: ignore[attr-defined]
+        await until_stopped(old)
+        assert await answered_by(gateway) == ("vllm" if comes_up else "gguf")
+        assert (len(old.requests), len(new.requests)) == (2, comes_up)
 
 
 async def test_who_comes_back_in_time_goes_on_with_the_same_engine() -> None:
