@@ -5,7 +5,7 @@ Neighbours: policy.py (decides), admission.py (waits), upstream.py (what is deci
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from random import random
 from time import localtime, perf_counter
 
@@ -193,13 +193,22 @@ class Lane:
                 return NoRoom(self.pool.model)
             waits = [seconds for upstream in able if (seconds := upstream.breaker.free_in_seconds(now)) > 0]
             return Unavailable(self.pool.model, min(waits, default=None))
-        if not over:
+        if not over and not self._rests_too_long(obstacles, ticket, now):
             return None
         if not alive:
             backend = starting[0].backend
             progress = float(getattr(backend, "progress", 0.0))
             return BackendLoading("The model is loading.", backend=backend.name, progress=progress)
         return Overloaded(self.pool.model, self._free_in_seconds(obstacles, now))
+
+    def _rests_too_long(self, obstacles: Mapping[Upstream, Obstacle], ticket: Ticket, now: float) -> bool:
+        """Whether all that could serve want to be left alone for longer than a request may wait."""
+        until = ticket.entered_at + self.plan.queue.max_wait_seconds
+        around = [upstream for upstream, obstacle in obstacles.items() if obstacle in (*_ALIVE, *_COMING)]
+        return all(
+            obstacles[upstream] is Obstacle.RESTING and now + upstream.breaker.free_in_seconds(now) > until
+            for upstream in around
+        )
 
     def _free_in_seconds(self, upstreams: Collection[Upstream], now: float) -> float:
         """When it makes sense to ask again: by the answers that are ahead, and by what upstreams said themselves."""

@@ -102,6 +102,23 @@ async def test_a_full_queue_refuses_with_a_time_that_follows_from_the_load() -> 
     assert upstream.in_flight == 0
 
 
+async def test_nobody_waits_for_one_that_wants_to_be_left_alone_for_longer() -> None:
+    upstreams = [Upstream(FakeBackend(), limit=1) for _ in range(2)]
+    the_router = router(*upstreams, queue={"max_wait_seconds": 10})
+    upstreams[0].breaker.rest(perf_counter(), 30)
+    held = await the_router.dispatch(REQUEST)
+    # The other one may be free in time.
+    waits = asyncio.create_task(the_router.dispatch(REQUEST))
+    await waiting(the_router, 1)
+    held.close()
+    (await waits).close()
+    upstreams[1].breaker.rest(perf_counter(), 20)
+    with pytest.raises(Overloaded) as refused:
+        await the_router.dispatch(REQUEST)
+    assert refused.value.retry_after_seconds == pytest.approx(20, abs=1)
+    assert [upstream.in_flight for upstream in upstreams] == [0, 0]
+
+
 async def test_nobody_waits_longer_than_allowed() -> None:
     upstream = Upstream(FakeBackend(), limit=1)
     the_router = router(upstream, queue={"max_wait_seconds": 0.1})
