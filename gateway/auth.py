@@ -161,6 +161,12 @@ class Authenticator:
             raise InvalidKey("The API key has expired.", key=found.name)
         return found
 
+    def knows(self, principal: Principal) -> bool:
+        """Whether `principal` is still who it was: its key is there as it was and has not expired."""
+        expires_at = principal.expires_at
+        known = self._principals.get(principal.digest) is principal
+        return known and (expires_at is None or self._now() < expires_at)
+
     def _by_certificate(self, names: bytes) -> Principal:
         keys = {self._certificates[name] for name in names.decode().split("\n") if name in self._certificates}
         found = [principal for principal in self._principals.values() if principal.name in keys]

@@ -10,10 +10,10 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from backends.base import Operation
 from backends.errors import BackendProtocolError
+from gateway.again import Head
 from gateway.bodies import SMALL_BYTES, expects_continue
 from gateway.errors import ClientGone, TooManyBodies
 
@@ -24,7 +24,7 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Call:
-    """`headers` are (lower-case name, value). Everything here happens on the connection's event loop.
+    """A request with that `head`. Everything here happens on the connection's event loop.
 
     Until `settle()` the client's leaving or a passed deadline cancels the serving task; `verdict` says why.
     """
@@ -50,19 +50,9 @@ class Call:
     _chunked = False
     _announced: int | None = None
 
-    def __init__(
-        self,
-        connection: ClientConnection,
-        operation: Operation,
-        headers: list[tuple[bytes, bytes]],
-        http_version: str,
-        *,
-        keep_alive: bool,
-    ) -> None:
-        self.operation = operation
-        self.headers = headers
-        self.http_version = http_version
-        self.keep_alive = keep_alive
+    def __init__(self, connection: ClientConnection, head: Head) -> None:
+        self.head = head
+        self.keep_alive = head.keep_alive
         self._connection = connection
         self._parts: list[bytes] = []
 
@@ -120,7 +110,7 @@ class Call:
 
     async def whole_body(self, max_bytes: int, key: bytes) -> None:
         """Returns when the body is complete, longer than `max_bytes` (whatever Content-Length said) or cut off."""
-        if not self._size and not self.disconnected and expects_continue(self.headers, self.http_version):
+        if not self._size and not self.disconnected and expects_continue(self.head.headers, self.head.http_version):
             self._connection.transport.write(_CONTINUE)
         self._connection.flow.resume_reading()
         self._read_for(key, max_bytes)
@@ -186,7 +176,7 @@ class Call:
         self._announced = content_bytes
         if content_bytes is not None:
             framing = b"content-length: %d\r\n" % content_bytes
-        elif self.http_version == "1.0":
+        elif self.head.http_version == "1.0":
             framing = b""
         else:
             self._chunked = True
@@ -298,3 +288,12 @@ class Call:
         elif self.verdict is None:
             self.verdict = verdict
             self._task.cancel()
+
+
+def disconnect(cycle: RequestResponseCycle | Call) -> None:
+    """The same for a call and for one of uvicorn's own requests."""
+    if isinstance(cycle, Call):
+        cycle.disconnect()
+    else:
+        cycle.disconnected = True
+        cycle.message_event.set()

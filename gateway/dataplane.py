@@ -114,8 +114,7 @@ class DataPlane(Front):
 
     def serve(self, call: Call) -> Coroutine[None, None, None]:
         """Answers an inference POST; the connection runs this as a task."""
-        headers = dict(call.headers)
-        return self.gateway.relay.serve(call, headers, self._ids.choose(headers.get(b"x-request-id")))
+        return self.gateway.relay.serve(call, self._ids.choose(call.head.fields.get(b"x-request-id")))
 
     def check(self, scope: Scope) -> None:
         """Raises what speaks against a request that is no inference POST."""

@@ -5,9 +5,9 @@ Neighbours: middleware.py (Host), auth.py (keys), ratelimit.py (the limits, whic
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gateway.again import Head
 from gateway.auth import Principal
 from gateway.call import Call
 from gateway.entrance import Entrance
@@ -27,14 +27,20 @@ class Door:
     limiter: RateLimiter
     shared: SharedLimiter | None = None
 
-    def let_in(self, call: Call, headers: Mapping[bytes, bytes]) -> Principal:
-        """Who sends `call`, whose headers are `headers`, the last one where a name is repeated. Raises HostRefused,
-        TooManyHeaders and InvalidKey; SignerUnknown where `ask_issuer` may know more."""
-        repeated = len(headers) != len(call.headers)
-        if repeated or not self.guard.passes(headers):
-            self.guard.check(call.headers, call.http_version)
-        return self.entrance.principal(call.headers, call.peer, "openai", None if repeated else headers)
+    def known(self, head: Head) -> Principal | None:
+        """Who was let in here with this head and would be again."""
+        principal = head.principal
+        return principal if head.door is self and principal is not None and self.entrance.knows(principal) else None
+
+    def let_in(self, call: Call) -> Principal:
+        """Who sends `call`. Raises HostRefused, TooManyHeaders and InvalidKey; SignerUnknown where `ask_issuer` may
+        know more."""
+        headers, fields = call.head.headers, call.head.fields
+        repeated = len(fields) != len(headers)
+        if repeated or not self.guard.passes(fields):
+            self.guard.check(headers, call.head.http_version)
+        return self.entrance.principal(headers, call.peer, "openai", None if repeated else fields)
 
     async def ask_issuer(self, call: Call) -> Principal:
         """The same for a `call` whose token is signed with a key that its issuer may have since a moment."""
-        return await self.entrance.admit(call.headers, call.peer, "openai")
+        return await self.entrance.admit(call.head.headers, call.peer, "openai")

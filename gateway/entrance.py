@@ -71,6 +71,10 @@ class Entrance:
             raise SurfaceNotAllowed(f"This API key does not cover the surface '{surface}'{hint}.", key=found.name)
         return found
 
+    def knows(self, principal: Principal) -> bool:
+        """Whether somebody found here before would be found again. Who has been let in is not guessing."""
+        return self.authenticator.knows(principal)
+
     def is_proxy(self, peer: str) -> bool:
         """Whether connections from `peer` are many clients'."""
         return self._addresses.trusts(peer)

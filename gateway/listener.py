@@ -14,9 +14,10 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from backends.base import Operation
+from gateway.again import Head, LastHead, parsed
 from gateway.auth import CERTIFICATE
 from gateway.bodies import Bodies
-from gateway.call import Call
+from gateway.call import Call, disconnect
 from gateway.crowd import Crowd
 from gateway.dataplane import INFERENCE, DataPlane, Front
 from gateway.deadline import Deadline
@@ -69,6 +70,7 @@ class ClientConnection(HttpToolsProtocol):
         self._read_bytes = 0
         self.common = CommonHeaders(self.server_state)
         self._certificate = b""
+        self._last = LastHead()
         # Per request: where in it the bytes are, an upper bound of what came of its head, or since its body last grew,
         # and whether the rest of the head is waited for.
         self._in_head = True
@@ -91,7 +93,7 @@ class ClientConnection(HttpToolsProtocol):
         self.crowd.leave(self)
         # With requests pipelined the running one is not the newest, which is the only one that uvicorn would tell.
         if self._running is not None and not self._running.response_complete:
-            _disconnect(self._running)
+            disconnect(self._running)
         self.pipeline.clear()
         self.flow.resume_writing()
         self._servant.close()
@@ -101,6 +103,13 @@ class ClientConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
+            return
+        between = not (self._in_head or self._in_body or self._answering or self.flow.write_paused)
+        if between and (body := self._last.body_in(data)) is not None:
+            self._head_bytes = 0
+            call = self._begin(self._last.head)
+            call.feed(body)
+            call.body_complete()
             return
         if not self._in_body and data.find(b"pgrade", 0, MAX_HEAD_BYTES) >= 0:
             data = without_upgrade(data)
@@ -117,6 +126,8 @@ class ClientConnection(HttpToolsProtocol):
             if self.parser.get_method() != b"CONNECT":
                 self._refuse_garbage()
                 return
+        if between and isinstance(self.cycle, Call):
+            self._last.keep(data, self.cycle.head)
         # Endless heads, chunk extensions and trailers.
         if self._head_bytes > MAX_HEAD_BYTES:
             self._refuse_garbage()
@@ -146,7 +157,7 @@ class ClientConnection(HttpToolsProtocol):
             self.headers.append((CERTIFICATE, self._certificate))
         operation = self.paths.get(self.url) or operation_at(self.url, self.paths)
         if operation is not None and self.parser.get_method() == b"POST":
-            self._begin_call(operation)
+            self._begin(parsed(self.parser, operation, self.headers))
         else:
             self._begin_asgi()
         self.headers, self._head_bytes = [], 0  # from now on trailers, which nobody reads
@@ -167,10 +178,8 @@ class ClientConnection(HttpToolsProtocol):
 
     # -- answering -----------------------------------------------------------------------------------------------------
 
-    def _begin_call(self, operation: Operation) -> None:
-        version = self.parser.get_http_version()
-        keep_alive = version != "1.0" and self.parser.should_keep_alive()
-        call = Call(self, operation, self.headers, version, keep_alive=keep_alive)
+    def _begin(self, head: Head) -> Call:
+        call = Call(self, head)
         busy = self._answering or self.flow.write_paused
         self.cycle = call  # type: ignore[assignment]
         if busy:
@@ -178,6 +187,7 @@ class ClientConnection(HttpToolsProtocol):
             self.pipeline.appendleft((call, self.app))  # type: ignore[arg-type]
         else:
             self._start(call)
+        return call
 
     def _begin_asgi(self) -> None:
         url, headers = self.url, self.headers
@@ -252,7 +262,7 @@ class ClientConnection(HttpToolsProtocol):
             return
         if self._answering:
             # The body broke off in its framing: whoever reads it learns that no more will come, and stays silent.
-            _disconnect(self.cycle)
+            disconnect(self.cycle)
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(431, "headers_too_large", f"The request's head is larger than {MAX_HEAD_BYTES} bytes.")
         else:
@@ -277,14 +287,6 @@ class ClientConnection(HttpToolsProtocol):
             self._leave()
         else:
             self._refuse(408, "request_timeout", "The request's head did not arrive in time.")
-
-
-def _disconnect(cycle: RequestResponseCycle | Call) -> None:
-    if isinstance(cycle, Call):
-        cycle.disconnect()
-    else:
-        cycle.disconnected = True
-        cycle.message_event.set()
 
 
 def connection_class(

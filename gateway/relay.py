@@ -31,8 +31,6 @@ from routing.routed import Routed
 from routing.router import Router
 from routing.ticket import Ticket
 
-Headers = dict[bytes, bytes]
-
 # What is reserved for an answer whose length the client leaves open, until it is known.
 DEFAULT_OUTPUT_TOKENS = 256
 
@@ -46,14 +44,14 @@ class Relay:
         self._journal = journal
         self._door = door
 
-    async def serve(self, call: Call, headers: Headers, request_id: str) -> None:
+    async def serve(self, call: Call, request_id: str) -> None:
         """Answers one call and settles it exactly once, whatever becomes of it."""
         call.begin()
-        record = Record(call.operation, request_id, perf_counter())
+        record = Record(call.head.operation, request_id, perf_counter())
         exchange = _Exchange(self._settings, record, call, self._journal)
         try:
             try:
-                await exchange.run(self._door, self._router, headers)
+                await exchange.run(self._door, self._router)
             except asyncio.CancelledError:
                 record.error = call.recover() or ShuttingDown("The gateway is shutting down.")
             except Exception as error:  # noqa: BLE001 - the last stop: becomes a 500, is logged and counted
@@ -89,18 +87,14 @@ class _Exchange:
         self._reservation: Reserved | None = None
         self._pace: Pace | None = None
 
-    async def run(self, door: Door, router: Router, headers: Headers) -> None:
+    async def run(self, door: Door, router: Router) -> None:
         """Raises what went wrong; returns when the whole answer has been handed to the connection."""
         record, call = self.record, self._call
-        try:
-            principal = door.let_in(call, headers)
-        except SignerUnknown:
-            principal = await door.ask_issuer(call)
+        principal = door.known(call.head) or await self._let_in(door)
         record.key = principal.name
-        intake.check_headers(headers, self._settings.max_body_bytes)
         if call.more_body:
-            await self._wait_for_body(door, principal, headers)
-        request = self._decode(headers, principal)
+            await self._wait_for_body(door, principal)
+        request = self._decode(principal)
         record.arrived = arrived = perf_counter()
         call.expect(self._settings.response_timeout_seconds, self._too_late)
         record.stage = "waiting"
@@ -118,7 +112,7 @@ class _Exchange:
             self._reservation = await door.shared.reserve(principal, estimate, model)
         record.overhead_seconds = perf_counter() - arrived
         try:
-            session = headers.get(b"x-session-id", b"")
+            session = call.head.fields.get(b"x-session-id", b"")
             notify = self._ping if request.stream else None
             record.ticket = ticket = Ticket(principal.name, principal.tier, session, notify)
             routed = await router.dispatch(request, ticket)
@@ -131,8 +125,19 @@ class _Exchange:
             raise
         await self._pass_on(routed)
 
-    async def _wait_for_body(self, door: Door, principal: Principal, headers: Headers) -> None:
-        if door.shared is None and is_long(headers):
+    async def _let_in(self, door: Door) -> Principal:
+        call, head = self._call, self._call.head
+        try:
+            principal = door.let_in(call)
+        except SignerUnknown:
+            principal = await door.ask_issuer(call)
+        self.record.key = principal.name
+        intake.check_headers(head.fields, self._settings.max_body_bytes)
+        head.door, head.principal = door, principal
+        return principal
+
+    async def _wait_for_body(self, door: Door, principal: Principal) -> None:
+        if door.shared is None and is_long(self._call.head.fields):
             # It is not read for a key that is at its limits. Redis is asked once, for the whole request.
             door.limiter.look(principal)
         self._call.expect(self._settings.body_timeout_seconds, _body_too_late)
@@ -142,7 +147,7 @@ class _Exchange:
         """Settles what was reserved for it, once it is over."""
         settle(self.record, self._reservation, self._pace)
 
-    def _decode(self, headers: Headers, principal: Principal) -> InferenceRequest:
+    def _decode(self, principal: Principal) -> InferenceRequest:
         limit = self._settings.max_body_bytes
         body = self._call.take_body(limit, principal.digest)
         if body is None:
@@ -152,7 +157,7 @@ class _Exchange:
         media, salt = self._settings.remote_media, salt_of(principal) if self._settings.isolate_caches else ""
         request = intake.decode(body, record.operation, record.request_id, remote_media=media, cache_salt=salt)
         self._hides_usage = request.hides_usage
-        traceparent = headers.get(b"traceparent")
+        traceparent = self._call.head.fields.get(b"traceparent")
         if traceparent is None and self._journal.tracer is None:
             return request
         passed_on = self._journal.trace(record, traceparent)
