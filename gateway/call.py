@@ -38,7 +38,7 @@ class Call:
     servant: asyncio.Task[None] | None = None  # the task that is about to serve it, or does
     _task: asyncio.Task[None] | None = None  # the same, between `begin` and `end`
     _settled = False
-    _too_late: Callable[[], Exception] | None = None
+    _too_late: Callable[[], Exception | None] | None = None
     # The request
     _size = _limit = 0
     _key = b""  # whose it counts as
@@ -145,8 +145,9 @@ class Call:
         while self.more_body and not self.disconnected:
             await self._change()
 
-    def expect(self, seconds: float, too_late: Callable[[], Exception]) -> None:
-        """Something has to happen every `seconds`, or the verdict is what `too_late` makes."""
+    def expect(self, seconds: float, too_late: Callable[[], Exception | None]) -> None:
+        """Something has to happen every `seconds`, or the verdict is what `too_late` makes. None: not yet, it has said
+        itself what it expects now."""
         self._too_late = too_late
         self._connection.deadline.expect(seconds, self._late)
 
@@ -279,8 +280,8 @@ class Call:
         )
 
     def _late(self) -> None:
-        if self._too_late is not None:
-            self._end(self._too_late())
+        if self._too_late is not None and (verdict := self._too_late()) is not None:
+            self._end(verdict)
 
     def _end(self, verdict: Exception) -> None:
         if self._settled or self._task is None:

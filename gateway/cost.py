@@ -14,6 +14,8 @@ from gateway.windows import MAX_TOKENS
 from routing.errors import Overloaded, Unavailable
 
 BYTES_PER_TOKEN = 4
+# What is reserved for an answer whose length the client leaves open, until it is known.
+DEFAULT_OUTPUT_TOKENS = 256
 
 # What says that nobody began: the request is given back, for waiting until a model is loaded should burn nothing.
 _UNSERVED = (BackendUnavailable, BackendOverloaded, Overloaded, Unavailable)

@@ -18,9 +18,9 @@ from gateway import intake
 from gateway.auth import Principal, check_model, salt_of
 from gateway.bodies import is_long
 from gateway.call import Call
-from gateway.cost import estimate_tokens, settle
+from gateway.cost import DEFAULT_OUTPUT_TOKENS, estimate_tokens, settle
 from gateway.door import Door, Reserved
-from gateway.errors import BodyTimeout, ClientGone, ShuttingDown, SignerUnknown, answer
+from gateway.errors import BodyTimeout, ClientGone, ShuttingDown, answer
 from gateway.events import WholeEvents, without_usage
 from gateway.farewell import tell
 from gateway.head import SSE_HEADERS, answer_head, tell_position
@@ -31,8 +31,7 @@ from routing.routed import Routed
 from routing.router import Router
 from routing.ticket import Ticket
 
-# What is reserved for an answer whose length the client leaves open, until it is known.
-DEFAULT_OUTPUT_TOKENS = 256
+_NO_BODY = "The request body did not arrive in time."
 
 
 class Relay:
@@ -96,7 +95,7 @@ class _Exchange:
             await self._wait_for_body(door, principal)
         request = self._decode(principal)
         record.arrived = arrived = perf_counter()
-        call.expect(self._settings.response_timeout_seconds, self._too_late)
+        call.expect(self._settings.response_timeout_seconds, self._no_answer)
         record.stage = "waiting"
         record.stream = request.stream
         record.model = model = router.catalog.resolve(request.model).model
@@ -127,10 +126,7 @@ class _Exchange:
 
     async def _let_in(self, door: Door) -> Principal:
         call, head = self._call, self._call.head
-        try:
-            principal = door.let_in(call)
-        except SignerUnknown:
-            principal = await door.ask_issuer(call)
+        principal = await door.admit(call)
         self.record.key = principal.name
         intake.check_headers(head.fields, self._settings.max_body_bytes)
         head.door, head.principal = door, principal
@@ -140,7 +136,7 @@ class _Exchange:
         if door.shared is None and is_long(self._call.head.fields):
             # It is not read for a key that is at its limits. Redis is asked once, for the whole request.
             door.limiter.look(principal)
-        self._call.expect(self._settings.body_timeout_seconds, _body_too_late)
+        self._call.expect(self._settings.body_timeout_seconds, lambda: BodyTimeout(_NO_BODY))
         await self._call.whole_body(self._settings.max_body_bytes, principal.digest)
 
     def settle(self) -> None:
@@ -278,10 +274,19 @@ class _Exchange:
     def _start(self, response: BackendResponse, extra: bytes, content_bytes: int | None) -> None:
         record = self.record
         record.stage = "streaming"
-        if self._call.response_started:
-            return  # while it waited
-        head = answer_head(record, response.content_type, self.limit_lines(), extra)
-        self._call.start(response.status, head, content_bytes)
+        if not self._call.response_started:  # while it waited
+            head = answer_head(record, response.content_type, self.limit_lines(), extra)
+            self._call.start(response.status, head, content_bytes)
+
+    def _no_answer(self) -> Exception | None:
+        """What it has waited for a place is not the engine's fault."""
+        ticket = self.record.ticket
+        if ticket is not None and ticket.upstream is not None:
+            until = self.record.arrived + ticket.waited_seconds + self._settings.response_timeout_seconds
+            if (left := until - perf_counter()) > 0:
+                self._call.expect(left, self._no_answer)
+                return None
+        return self._too_late()
 
     def _too_late(self) -> Exception:
         if self._call.paused:
@@ -293,7 +298,3 @@ class _Exchange:
         error = BackendTimeout("No answer in time.", backend=upstream.kind)
         upstream.breaker.failed(perf_counter())
         return error
-
-
-def _body_too_late() -> Exception:
-    return BodyTimeout("The request body did not arrive in time.")

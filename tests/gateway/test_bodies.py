@@ -156,7 +156,7 @@ async def test_a_body_is_not_read_while_the_issuer_of_a_token_is_asked(monkeypat
         return let_in(door, call)
 
     monkeypatch.setattr(Door, "let_in", unknown)
-    monkeypatch.setattr(Door, "ask_issuer", ask_issuer)
+    monkeypatch.setattr(Door, "_ask_issuer", ask_issuer)
     async with serving(FakeBackend()) as gateway, gateway.connection() as (reader, writer):
         writer.write(request(json.dumps(body(text="a" * 4_000_000)).encode()))
         await asked.wait()

@@ -23,6 +23,20 @@ async def test_engine_that_never_answers_is_given_up() -> None:
         assert gateway.upstream.in_flight == 0
 
 
+async def test_an_engine_is_not_blamed_for_the_time_before_it_was_asked() -> None:
+    hold = asyncio.Event()
+    backend = FakeBackend(before=[hold])
+    async with serving(backend, response_timeout_seconds=0.3) as gateway:
+        gateway.upstream.limit = 1
+        first = asyncio.create_task(gateway.chat())
+        await backend.called.wait()
+        second = asyncio.create_task(gateway.chat())
+        assert (await first).status_code == 504
+        asyncio.get_running_loop().call_later(0.1, hold.set)
+        assert (await second).status_code == 200
+        assert (len(backend.requests), gateway.upstream.breaker.failures) == (2, 0)
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
 async def test_engine_that_stops_in_the_middle_is_given_up(stream: bool) -> None:
     first = EVENTS[0] if stream else b"{"
