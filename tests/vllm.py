@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -97,10 +97,17 @@ def held_files(pids: Iterable[int]) -> set[Path]:
     """What these processes have mapped in /dev/shm, and the sockets that they have in the file system."""
     maps = [line for pid in pids for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
     mapped = {line.split()[5] for line in maps if " /dev/shm/" in line}
-    open_files = [os.readlink(file) for pid in pids for file in Path(f"/proc/{pid}/fd").iterdir()]
+    open_files = [link for pid in pids for file in Path(f"/proc/{pid}/fd").iterdir() for link in _link(file)]
     unix = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
     sockets = {words[7] for words in unix if len(words) == 8 and f"socket:[{words[6]}]" in open_files}
     return {path for path in map(Path, mapped | sockets) if path.exists()}
+
+
+def _link(file: Path) -> list[str]:
+    """Where it points, if it is still there: a process that starts opens and closes files all the time."""
+    with suppress(FileNotFoundError):
+        return [os.readlink(file)]
+    return []
 
 
 def _is_guard(words: list[bytes]) -> bool:

@@ -391,11 +391,14 @@ async def test_key_that_has_changed_is_what_it_is_now(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, others: dict[str, Any], status: int, admissions: list[str]
 ) -> None:
     async with line(monkeypatch, edge=edge(tmp_path, alice={})) as client:
-        named = ask("", f"authorization: Bearer {ALICE}")
+        named, gateway = ask("", f"authorization: Bearer {ALICE}"), client.gateway.app.gateway
+        # It reads the file once more at first, at any moment.
+        assert gateway._following is not None
+        gateway._following.cancel()
         await client.learns(named)
         assert admissions == ["alice"]
-        # What the watch does when the file has changed.
-        client.gateway.app.gateway._use_keys(KeysFile.model_validate(keys(**others)))
+        # What it does when the file has changed.
+        gateway._use_keys(KeysFile.model_validate(keys(**others)))
         assert await client.status(named, parsed=0) == status
 
 
