@@ -49,6 +49,10 @@ class Principal:
     networks: tuple[ip.IPv4Network | ip.IPv6Network, ...] | None = None
     surfaces: frozenset[Surface] = CLIENT_SURFACES
 
+    def has_expired(self, now: Callable[[], float]) -> bool:
+        """Whether its last moment is over; `now` gives seconds since 1970 and is asked only if there is one."""
+        return self.expires_at is not None and now() >= self.expires_at
+
 
 def salt_of(principal: Principal) -> str:
     """What parts its prompts from everybody else's in prefix caches: 64 hex digits, the same on every gateway, and not
@@ -157,15 +161,13 @@ class Authenticator:
                 return self.verify(key, digest)
             if found is None or not compare_digest(found.digest, digest):
                 raise InvalidKey(_what_is_wrong(key))
-        if found.expires_at is not None and self._now() >= found.expires_at:
+        if found.has_expired(self._now):
             raise InvalidKey("The API key has expired.", key=found.name)
         return found
 
     def knows(self, principal: Principal) -> bool:
         """Whether `principal` is still who it was: its key is there as it was and has not expired."""
-        expires_at = principal.expires_at
-        known = self._principals.get(principal.digest) is principal
-        return known and (expires_at is None or self._now() < expires_at)
+        return self._principals.get(principal.digest) is principal and not principal.has_expired(self._now)
 
     def _by_certificate(self, names: bytes) -> Principal:
         keys = {self._certificates[name] for name in names.decode().split("\n") if name in self._certificates}

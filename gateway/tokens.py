@@ -84,7 +84,7 @@ class Tokens:
             while len(self._known) >= MAX_KNOWN:
                 del self._known[next(iter(self._known))]
             self._known[digest] = found
-        if found.expires_at is not None and self._now() >= found.expires_at:
+        if found.has_expired(self._now):
             raise InvalidKey("The token has expired.", key=found.name)
         return found
 

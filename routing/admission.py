@@ -104,7 +104,7 @@ class Admission:
 
     def _serve(self, waiters: Sequence[_Waiter], look_past: int) -> None:
         for waiter in waiters:
-            if waiter.future.done():  # its client has left, and it will be gone in a moment
+            if waiter.future.done():  # it was served, or its client has left and it will be gone in a moment
                 continue
             try:
                 place = self._take(waiter.ask, waiter.ticket)
@@ -137,11 +137,12 @@ class Admission:
 
     def _tick(self) -> None:
         self._timer = None
-        self.wake()
-        # However many wait ahead for something else, everybody is looked at in turn.
         waiters = list(self.queue)
+        # However many wait ahead for something else, everybody is looked at in turn; the first ones each time.
         begin = self._looked_at if self._looked_at < len(waiters) else 0
         self._looked_at = begin + _LOOK_AT_IN_TICK
+        if begin:
+            self._serve(waiters, _LOOK_PAST)
         self._serve(waiters[begin : self._looked_at], _LOOK_AT_IN_TICK)
         now = perf_counter()
         for position, waiter in enumerate(list(self.queue), 1):

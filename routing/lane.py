@@ -204,10 +204,10 @@ class Lane:
     def _rests_too_long(self, obstacles: Mapping[Upstream, Obstacle], ticket: Ticket, now: float) -> bool:
         """Whether all that could serve want to be left alone for longer than a request may wait."""
         until = ticket.entered_at + self.plan.queue.max_wait_seconds
-        around = [upstream for upstream, obstacle in obstacles.items() if obstacle in (*_ALIVE, *_COMING)]
         return all(
-            obstacles[upstream] is Obstacle.RESTING and now + upstream.breaker.free_in_seconds(now) > until
-            for upstream in around
+            obstacle is Obstacle.RESTING and now + upstream.breaker.free_in_seconds(now) > until
+            for upstream, obstacle in obstacles.items()
+            if obstacle in _ALIVE or obstacle in _COMING
         )
 
     def _free_in_seconds(self, upstreams: Collection[Upstream], now: float) -> float:

@@ -5,30 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from tests.backends.http_fuzz import DICTIONARY
 from tests.backends.peer import TRANSPORTS, Talk, Transport, answer, fetch, serve
-from tests.backends.wire import Outcome, Talker, finished
+from tests.backends.wire import Counted, Outcome, Talker, finished
 
 JSON = b"content-type: application/json"
-
-
-class Counted:
-    """A parser that counts what it is given."""
-
-    def __init__(self, parser: Any) -> None:
-        self.reads = 0
-        self._parser = parser
-
-    def feed_data(self, data: bytes) -> None:
-        self.reads += 1
-        self._parser.feed_data(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._parser, name)
 
 
 class Engine(Talker):

@@ -14,6 +14,21 @@ from backends.http_response import HttpResponse
 T = TypeVar("T")
 
 
+class Counted:
+    """A parser that counts what it is given."""
+
+    def __init__(self, parser: Any) -> None:
+        self.reads = 0
+        self._parser = parser
+
+    def feed_data(self, data: bytes) -> None:
+        self.reads += 1
+        self._parser.feed_data(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
+
+
 class Wire(asyncio.Transport):
     """A transport that sends into the void."""
 

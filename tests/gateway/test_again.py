@@ -19,6 +19,7 @@ from gateway.guesses import MOST
 from gateway.keys import hash_of, new_key
 from gateway.keysfile import KeysFile
 from gateway.listener import ClientConnection
+from tests.backends.wire import Counted
 from tests.fakes import FakeBackend, chat_events
 from tests.gateway.running import CHAT, Gateway, body, request, serving
 from tests.gateway.test_tls_link import client_tls, connect
@@ -29,21 +30,6 @@ LIVE = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"
 CLOSE = (b"connection", b"close")
 
 Answer = tuple[int, dict[bytes, bytes], bytes]
-
-
-class Counted:
-    """A parser that counts what it is given."""
-
-    def __init__(self, parser: Any) -> None:
-        self.reads = 0
-        self._parser = parser
-
-    def feed_data(self, data: bytes) -> None:
-        self.reads += 1
-        self._parser.feed_data(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._parser, name)
 
 
 class Line:
