@@ -131,7 +131,7 @@ class Gateway:
         members = (*self.served.members, *self._leaving)
         stops = (member.membership.stop() for member in members)
         await asyncio.gather(*beside, *self._ending, *stops, return_exceptions=True)
-        self.access_log.flush()
+        self._journal.close()
         if self._tracer is not None:
             await self._tracer.stop()
         if self._trace is not None:

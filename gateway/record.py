@@ -5,6 +5,7 @@ Neighbours: relay.py (fills a Record), metrics.py, log.py.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from time import perf_counter
 
@@ -45,6 +46,7 @@ class Record:
     arrived: float = 0.0
     dispatched: float | None = None
     ticket: Ticket | None = None
+    ended: float = 0.0
 
     def __init__(self, operation: Operation, request_id: str, started: float) -> None:
         self.operation = operation
@@ -64,6 +66,7 @@ class Journal:
         self._metrics = metrics
         self._access_log = access_log
         self.tracer = tracer
+        self._over: list[Record] = []
 
     def trace(self, record: Record, traceparent: bytes | None) -> bytes | None:
         """Notes the trace of a request that came with `traceparent`; returns what the engine shall get in its place."""
@@ -80,8 +83,30 @@ class Journal:
         return self._metrics.series(record.model, record.backend).between_tokens
 
     def settle(self, record: Record) -> None:
-        """Counts and logs a request that is over, however it ended."""
-        duration_seconds = perf_counter() - record.started
+        """A request is over, however it ended. It is written down in the loop's next turn with all that end in this
+        one: done in a row, the code for it is still in the processor's cache."""
+        record.ended = perf_counter()
+        if not self._over:
+            asyncio.get_running_loop().call_soon(self.flush)
+        self._over.append(record)
+
+    def flush(self) -> None:
+        """Writes down all requests that are over, now."""
+        over, self._over = self._over, []
+        for record in over:
+            try:
+                self.write_down(record)
+            except Exception:
+                logger.exception("request %s could not be written down", record.request_id)
+
+    def close(self) -> None:
+        """The same, and nothing stays in memory."""
+        self.flush()
+        self._access_log.flush()
+
+    def write_down(self, record: Record) -> None:
+        """Counts and logs one of them."""
+        duration_seconds = record.ended - record.started
         series = self._metrics.series(record.model, record.backend)
         series.count(record.operation, record.status, duration_seconds, record.trace_id)
         first_byte_seconds = first_token_seconds = None

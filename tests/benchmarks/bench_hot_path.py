@@ -139,7 +139,8 @@ def steps() -> dict[str, Callable[[], object]]:
         record = Record(Operation.CHAT, "req-0123456789abcdef-1", time.perf_counter())
         record.key, record.model, record.backend, record.reason = "alice", "instant", "instant", "only"
         record.status, record.first_byte, record.bytes_in, record.bytes_out = 200, record.started, 400, 600
-        journal.settle(record)
+        record.ended = record.started
+        journal.write_down(record)
 
     edge = Gate(workers=1)
 

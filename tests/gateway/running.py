@@ -66,9 +66,10 @@ class Gateway:
         return await self.client.post(CHAT, json=body(**fields))
 
     async def settled(self) -> None:
-        """Returns when no request is running any more."""
+        """Returns when no request is running any more, and all are written down."""
         async with asyncio.timeout(5):
             await all_served(self.state)
+        await asyncio.sleep(0)  # the turn in which they are
 
     async def ready(self) -> None:
         """Returns when every upstream is."""

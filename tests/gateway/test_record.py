@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from time import perf_counter
+
+import pytest
 
 from backends.base import Operation, Usage
 from backends.errors import BackendTimeout
@@ -23,8 +26,9 @@ def finished(**fields: object) -> Record:
 async def settle(record: Record) -> tuple[Metrics, dict[str, object]]:
     written: list[str] = []
     metrics, log = Metrics(), AccessLog(written.append)
-    Journal(metrics, log).settle(record)
-    log.flush()
+    journal = Journal(metrics, log)
+    journal.settle(record)
+    journal.close()
     return metrics, json.loads(written[0])
 
 
@@ -58,3 +62,16 @@ async def test_times_count_only_where_there_was_something_to_time() -> None:
     series = metrics.series("m", "b")
     assert (series.first_token.total, series.overhead.total) == (2, 0.1)
     assert line["first_byte_ms"] == 1000.0
+
+
+async def test_one_that_cannot_be_written_down_takes_no_other_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    written: list[str] = []
+    metrics, log = Metrics(), AccessLog(written.append)
+    journal = Journal(metrics, log)
+    journal.settle(finished(usage="not a usage"))
+    journal.settle(finished(usage=Usage(3, 4, 1)))
+    assert not metrics.items()
+    await asyncio.sleep(0)  # the next turn
+    log.flush()
+    assert [json.loads(line)["prompt_tokens"] for line in written] == [3]
+    assert [record.getMessage() for record in caplog.records] == ["request r could not be written down"]
