@@ -18,7 +18,9 @@ from typing import Any, TextIO
 
 from config.edge import LogFormat as Form
 
-FLUSH_LINES = 128
+# Each batch wakes the thread that writes, which then wants the interpreter for itself: at 128 lines it did so 150
+# times a second at full load, for 4 % of it.
+FLUSH_LINES = 1024
 FLUSH_SECONDS = 0.25
 
 _STAGES = {"body": "reading its body", "waiting": "waiting", "streaming": "answering"}
@@ -32,7 +34,7 @@ def _fields(names: tuple[str, ...]) -> str:
 
 
 class AccessLog:
-    """Collects lines of JSON and writes them 128 at a time, or a quarter of a second after the first of a batch.
+    """Collects lines of JSON and writes them 1024 at a time, or a quarter of a second after the first of a batch.
 
     `write` gets whole lines and belongs to the caller, who calls `flush` before closing what is behind it.
     """
