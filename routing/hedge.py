@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from time import perf_counter
 
 from routing.lane import Lane
+from routing.policy import HEDGE
 from routing.routed import Routed
 from routing.ticket import Ticket
 
@@ -18,6 +20,7 @@ async def hedged(
 ) -> Routed:
     """What `attempt` gives for `ticket`, or for a second one that keeps away from the upstream of the first. Raises
     what the first attempt raises when none has answered; a cancellation ends both."""
+    began = perf_counter()
     tasks = [asyncio.ensure_future(attempt(ticket))]
     second: Ticket | None = None
     try:
@@ -33,7 +36,11 @@ async def hedged(
     if second is not None:
         ticket.attempts += second.attempts
         if winner is tasks[1]:
-            ticket.upstream = second.upstream
+            now, slow, ticket.upstream = perf_counter(), ticket.upstream, second.upstream
+            if slow is not None and tasks[0].cancelled():
+                # Its answer was never seen: a policy that goes by speed would ask it first again and again.
+                slow.outrun(now, now - began - ticket.waited_seconds)
+            winner.result().reason = HEDGE
         elif second.upstream is not None:
             ticket.tried |= {second.upstream}
     return tasks[0].result() if winner is None else winner.result()

@@ -38,6 +38,7 @@ CAPABILITY = "capability"  # the preferred kind lacks a feature that the request
 SPILL = "spill"  # the preferred kind is full
 BRIDGE = "bridge"  # the preferred kind is starting, or about to
 FAILOVER = "failover"  # the preferred kind is down, or has just failed at this request
+HEDGE = "hedge"  # the one that was asked first has not begun to answer in time
 WAIT = "wait"  # nobody can take it now
 REJECTED = "rejected"  # by a rule
 INCAPABLE = "incapable"  # no upstream has the features that it needs

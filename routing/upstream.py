@@ -157,6 +157,14 @@ class Upstream:
             self.adaptive.answered(now, first_token_seconds, self.in_flight)
             self.limit = self.adaptive.value
 
+    def outrun(self, now: float, seconds: float) -> None:
+        """A request has waited here for so long, and another upstream answered it. Where more was to be expected this
+        says nothing."""
+        crowd = self.in_flight + 1
+        if seconds > self._pace.in_crowd(crowd).first_token_seconds:
+            self._pace = self._pace.with_answer(now, seconds, None, 0, crowd, steady=self.shares_cores)
+            self._seen = None
+
     def look(self, now: float, beside: Sequence[Upstream] = ()) -> UpstreamSignals:
         """As it is at `now`. One that has come back is full with less at first, if another of those `beside` it can
         serve meanwhile."""

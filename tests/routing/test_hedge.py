@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import perf_counter
 
 import pytest
 
@@ -14,9 +15,9 @@ from tests.fakes import FakeBackend
 from tests.routing.test_admission import REQUEST, router
 
 
-def hedging(*backends: FakeBackend, after_seconds: float = 0.01) -> Router:
+def hedging(*backends: FakeBackend, after_seconds: float = 0.01, policy: str = "gguf_first") -> Router:
     upstreams = [Upstream(backend) for backend in backends]
-    return router(*upstreams, policy="gguf_first", retry={"hedge_after_seconds": after_seconds})
+    return router(*upstreams, policy=policy, retry={"hedge_after_seconds": after_seconds})
 
 
 def in_flight(the_router: Router) -> list[int]:
@@ -29,7 +30,7 @@ async def test_the_second_one_answers_for_one_that_hangs() -> None:
     ticket = Ticket()
     routed = await the_router.dispatch(REQUEST, ticket)
     assert (routed.upstream.kind, ticket.attempts, ticket.upstream) == ("vllm", 2, routed.upstream)
-    assert (slow.cancelled, in_flight(the_router)) == (1, [0, 1])
+    assert (slow.cancelled, in_flight(the_router), routed.reason) == (1, [0, 1], "hedge")
     routed.close()
     assert in_flight(the_router) == [0, 0]
 
@@ -40,6 +41,27 @@ async def test_one_that_answers_in_time_is_the_only_one_asked() -> None:
     routed = await the_router.dispatch(REQUEST)
     routed.close()
     assert (routed.upstream.kind, second.requests) == ("gguf", [])
+
+
+async def test_by_speed_one_that_hangs_is_not_asked_first_again() -> None:
+    slow, fast = FakeBackend("gguf", before=[asyncio.Event()]), FakeBackend("vllm")
+    the_router = hedging(slow, fast, policy="fastest")
+    for _ in range(3):
+        routed = await the_router.dispatch(REQUEST)
+        routed.succeeded(None, 0)
+        routed.close()
+        assert routed.upstream.kind == "vllm"
+    assert (len(slow.requests), len(fast.requests)) == (1, 3)
+
+
+async def test_waiting_for_less_than_is_usual_says_nothing() -> None:
+    slow, fast = FakeBackend("gguf", before=[asyncio.Event()]), FakeBackend("vllm")
+    the_router = hedging(slow, fast)
+    upstream = the_router.lanes["m"].pool.upstreams[0]
+    upstream.answered(perf_counter(), 60.0, None, 0, 1)
+    usual = upstream.pace
+    (await the_router.dispatch(REQUEST)).close()
+    assert (slow.cancelled, upstream.pace) == (1, usual)
 
 
 async def test_the_first_one_may_still_win() -> None:
