@@ -5,6 +5,8 @@ Neighbours: router.py (the loop), budget.py (how many in all), backends/errors.p
 
 from __future__ import annotations
 
+from time import perf_counter
+
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from backends.errors import (
@@ -56,6 +58,11 @@ def goes_on(lane: Lane, ticket: Ticket, error: BackendError) -> bool:
             return False
     if not lane.has_others(ticket.tried):
         if not isinstance(error, BackendUnavailable) or isinstance(error, BackendLoading):
+            if error.retry_after_seconds is not None:
+                # The client may come back as soon as any of them wants to be asked again, not only the last one.
+                now = perf_counter()
+                waits = [upstream.breaker.free_in_seconds(now) for upstream in ticket.tried]
+                error.retry_after_seconds = min([error.retry_after_seconds, *(wait for wait in waits if wait)])
             return False
         # Nothing was sent, and there is nobody else: a server that restarts is back in a moment.
         ticket.tried = frozenset()

@@ -110,6 +110,18 @@ async def test_retry_after_of_an_upstream_is_honoured() -> None:
     assert (reasons, len(vllm.requests)) == (["failover", "spill", "spill"], 1)
 
 
+@pytest.mark.parametrize("waits", [(20, 300), (300, 20)])
+async def test_of_several_that_say_when_the_client_is_told_the_soonest(waits: tuple[float, float]) -> None:
+    gguf, vllm = (
+        Failing(kind, BackendOverloaded("full", retry_after_seconds=seconds))
+        for kind, seconds in zip(("gguf", "vllm"), waits, strict=True)
+    )
+    with pytest.raises(BackendOverloaded) as refused:
+        await router(Upstream(gguf), Upstream(vllm)).dispatch(REQUEST)
+    assert (len(gguf.requests), len(vllm.requests)) == (1, 1)
+    assert 19 < (refused.value.retry_after_seconds or 0) <= 20
+
+
 async def test_failures_open_the_breaker_and_then_nothing_is_sent() -> None:
     backend = Failing("vllm", *[BackendProtocolError("reset")] * 50)
     upstream = Upstream(backend)
