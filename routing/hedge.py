@@ -36,11 +36,11 @@ async def hedged(
     if second is not None:
         ticket.attempts += second.attempts
         if winner is tasks[1]:
-            now, slow, ticket.upstream = perf_counter(), ticket.upstream, second.upstream
-            if slow is not None and tasks[0].cancelled():
+            if ticket.upstream is not None and tasks[0].cancelled():
                 # Its answer was never seen: a policy that goes by speed would ask it first again and again.
-                slow.outrun(now, now - began - ticket.waited_seconds)
-            winner.result().reason = HEDGE
+                now = perf_counter()
+                ticket.upstream.outrun(now, now - began - ticket.waited_seconds)
+            ticket.upstream = second.upstream
         elif second.upstream is not None:
             ticket.tried |= {second.upstream}
     return tasks[0].result() if winner is None else winner.result()
@@ -53,7 +53,7 @@ def _second(lane: Lane, ticket: Ticket) -> Ticket | None:
     if slow is None or not lane.has_others({slow}) or not lane.budget.spend():
         return None
     second = Ticket(ticket.key, ticket.tier, ticket.session)
-    second.tried = ticket.tried | {slow}
+    second.tried, second.elsewhere = ticket.tried | {slow}, HEDGE
     return second
 
 

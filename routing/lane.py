@@ -17,14 +17,14 @@ from routing.ask import Ask
 from routing.budget import RetryBudget
 from routing.demand import wake, wanted
 from routing.errors import NoRoom, NotCapable, Overloaded, RequestRejected, Unavailable
-from routing.policy import CAPABILITY, FAILOVER, GGUF, INCAPABLE, REJECTED, Decision, Plan, decide
+from routing.policy import GGUF, INCAPABLE, REJECTED, Decision, Plan, decide
 from routing.prediction import queue_seconds
 from routing.recall import Recalls
 from routing.signals import Obstacle, Signals, Stage
 from routing.ticket import Ticket
 from routing.trace import Moment
 from routing.tracefile import TraceFile
-from routing.upstream import Upstream, UpstreamPool
+from routing.upstream import Upstream, UpstreamPool, free_in_seconds
 
 # How long an upstream that refuses a request for now is left alone where it does not say.
 REST_SECONDS = 0.25
@@ -151,7 +151,7 @@ class Lane:
             room = sum(other.room for other in self.pool.upstreams if other.kind == upstream.kind)
             self.recalls.call(upstream.kind, room)
         if ticket.tried:
-            return upstream, CAPABILITY if ticket.too_long else FAILOVER
+            return upstream, ticket.elsewhere
         return upstream, decision.reason
 
     def crowd(self, upstream: Upstream) -> int:
@@ -191,8 +191,7 @@ class Lane:
         if not alive and not starting:
             if Obstacle.NO_ROOM in obstacles.values():
                 return NoRoom(self.pool.model)
-            waits = [seconds for upstream in able if (seconds := upstream.breaker.free_in_seconds(now)) > 0]
-            return Unavailable(self.pool.model, min(waits, default=None))
+            return Unavailable(self.pool.model, free_in_seconds(able, now))
         if not over and not self._rests_too_long(obstacles, ticket, now):
             return None
         if not alive:

@@ -5,6 +5,7 @@ Neighbours: router.py (the loop), budget.py (how many in all), backends/errors.p
 
 from __future__ import annotations
 
+from math import inf
 from time import perf_counter
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
@@ -17,7 +18,9 @@ from backends.errors import (
     ContextLengthExceeded,
 )
 from routing.lane import Lane
+from routing.policy import CAPABILITY
 from routing.ticket import Ticket
+from routing.upstream import free_in_seconds
 
 # Only before the same upstream is asked again; another one is asked at once.
 _PAUSE = wait_random_exponential(multiplier=0.05, max=1.0)
@@ -44,7 +47,7 @@ def goes_on(lane: Lane, ticket: Ticket, error: BackendError) -> bool:
         return False
     if isinstance(error, ContextLengthExceeded):
         # Its kin have the same context; another kind may have more.
-        ticket.too_long = True
+        ticket.elsewhere = CAPABILITY
         ticket.tried |= {upstream for upstream in lane.pool.upstreams if upstream.kind == failed.kind}
         # Nobody else ever could: this is worth waiting for.
         return lane.has_others(ticket.tried, patient=True) and lane.budget.spend()
@@ -60,9 +63,8 @@ def goes_on(lane: Lane, ticket: Ticket, error: BackendError) -> bool:
         if not isinstance(error, BackendUnavailable) or isinstance(error, BackendLoading):
             if error.retry_after_seconds is not None:
                 # The client may come back as soon as any of them wants to be asked again, not only the last one.
-                now = perf_counter()
-                waits = [upstream.breaker.free_in_seconds(now) for upstream in ticket.tried]
-                error.retry_after_seconds = min([error.retry_after_seconds, *(wait for wait in waits if wait)])
+                soonest = free_in_seconds(ticket.tried, perf_counter())
+                error.retry_after_seconds = min(error.retry_after_seconds, soonest or inf)
             return False
         # Nothing was sent, and there is nobody else: a server that restarts is back in a moment.
         ticket.tried = frozenset()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from routing.policy import FAILOVER
 from routing.upstream import Upstream
 
 
@@ -16,8 +17,8 @@ class Ticket:
 
     Written by routing: `upstream`, the one asked last, None before and while waiting; `attempts`, how often one was
     asked; `waited_seconds`; `tried`, those that are not asked again; `resets`, attempts that may have cost an engine
-    work; `entered_at`, `time.perf_counter()` of its coming; `too_long`, whether a kind of engine had too little
-    context; `blamed`, the one whose failure was counted last.
+    work; `entered_at`, `time.perf_counter()` of its coming; `elsewhere`, the reason for whom it gets once
+    some are `tried`; `blamed`, the one whose failure was counted last.
     """
 
     # What nearly every request keeps to its end stays with the class: setting it each time cost half a microsecond.
@@ -27,7 +28,7 @@ class Ticket:
     tried: frozenset[Upstream] = frozenset()
     resets = 0
     entered_at = 0.0
-    too_long = False
+    elsewhere = FAILOVER
     blamed: Upstream | None = None
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
 from time import perf_counter
@@ -162,8 +162,7 @@ class Upstream:
         says nothing."""
         crowd = self.in_flight + 1
         if seconds > self._pace.in_crowd(crowd).first_token_seconds:
-            self._pace = self._pace.with_answer(now, seconds, None, 0, crowd, steady=self.shares_cores)
-            self._seen = None
+            self.pace = self._pace.with_answer(now, seconds, None, 0, crowd, steady=self.shares_cores)
 
     def look(self, now: float, beside: Sequence[Upstream] = ()) -> UpstreamSignals:
         """As it is at `now`. One that has come back is full with less at first, if another of those `beside` it can
@@ -225,6 +224,11 @@ class Upstream:
             if any(other.is_well for other in beside if other is not self):
                 limit = max(1.0, min(limit, ASSUMED_SLOTS) * breaker.warmth(now))
         return Obstacle.NONE if self.in_flight < limit else Obstacle.FULL
+
+
+def free_in_seconds(upstreams: Iterable[Upstream], now: float) -> float | None:
+    """When the first of those that are left alone for now is asked again; None where none is, or nobody knows."""
+    return min((seconds for each in upstreams if (seconds := each.breaker.free_in_seconds(now)) > 0), default=None)
 
 
 @dataclass(slots=True, eq=False)
