@@ -16,6 +16,12 @@ from routing.signals import Signals, Stage
 # On the same cores the other engine has to be so much faster, and the last move so long ago, before the load moves:
 # that costs, and what is measured wavers. Meanwhile the engine shows what it does when it has warmed up to its load.
 CLEARLY = 0.9
+# Until an engine has answered a crowd so often over, the other one has to be this much faster: its first answers came
+# while the crowd grew, or while the engine woke up to it. The same in a crowd that is larger than those of its kind,
+# and was not there in the second before.
+FAR = 1 / 3
+ROUNDS = 3
+HARDLY_MORE = 1.25
 DWELL_SECONDS = 1.0
 
 
@@ -27,7 +33,7 @@ def fastest(signals: Signals, free: Sequence[int]) -> tuple[tuple[int, ...], Sta
     if not together:
         return tuple(order), signals.stage
     sharing = [index for index in order if upstreams[index].shares_cores]
-    stage = _moved(_noted(signals), signals, seconds, sharing)
+    stage = _moved(_noted(signals), signals, together, seconds, sharing)
     kinds = [upstreams[index].kind for index in sharing]
     chosen = sharing[kinds.index(stage.kind)] if stage.kind in kinds else next(iter(sharing), None)
     others = [index for index in sharing if index != chosen]
@@ -46,11 +52,14 @@ def _noted(signals: Signals) -> Stage:
     return stage._replace(since=since, second=now, crowd=crowd, crowd_before=stage.crowd if age < 2 else 0)
 
 
-def _moved(stage: Stage, signals: Signals, seconds: Sequence[float], sharing: Sequence[int]) -> Stage:
+def _moved(stage: Stage, signals: Signals, together: int, seconds: Sequence[float], sharing: Sequence[int]) -> Stage:
     """`stage` with the kind of the engine to be preferred among those `sharing` cores that are free, fastest first."""
     current = next((index for index in sharing if signals.upstreams[index].kind == stage.kind), None)
     if current is None or signals.now - stage.since < DWELL_SECONDS:
         return stage
-    if seconds[sharing[0]] < CLEARLY * seconds[current]:
+    known = signals.upstreams[current].pace.in_crowd(together)
+    met = max(known.size, stage.crowd_before)
+    shown = known.answers >= ROUNDS * known.size and together <= HARDLY_MORE * met + 1
+    if seconds[sharing[0]] < (CLEARLY if shown else FAR) * seconds[current]:
         return stage._replace(kind=signals.upstreams[sharing[0]].kind, since=signals.now)
     return stage

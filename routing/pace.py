@@ -11,8 +11,9 @@ from typing import NamedTuple
 # A new measurement counts this much. Ten answers later the old picture is a third of the average.
 _WEIGHT = 0.1
 # In the steady average of a crowd all that are there at once count this much together: whatever else keeps the machine
-# busy for a moment, all of them meet it.
+# busy for a moment, all of them meet it. Less if they took less than 0.15 s, for the next ones will meet it, too.
 _STEADY_WEIGHT = 0.05
+_STEADY_SECONDS = 3.0
 # Older measurements of a crowd count for nothing beside a new one.
 _ANEW_SECONDS = 300.0
 
@@ -72,8 +73,9 @@ class Pace(NamedTuple):
         if in_flight:
             begins = service_seconds if first_token_seconds is None else first_token_seconds
             answer = _new(Crowd, (float(in_flight), begins, pause, now, 1))
+            weight = min(_STEADY_WEIGHT, service_seconds / _STEADY_SECONDS) / in_flight if steady else _WEIGHT
             # Guessing takes as long as a few decisions.
-            crowds = _counted(crowds, answer, steady=steady, guess=int(now) != int(measured_at))
+            crowds = _counted(crowds, answer, weight, steady=steady, guess=int(now) != int(measured_at))
         return _new(Pace, (first, between, service, now, crowds))
 
     def in_crowd(self, requests: int) -> Crowd:
@@ -85,8 +87,12 @@ class Pace(NamedTuple):
         return _new(Crowd, (size, first * factor, between * factor, measured_at, answers))
 
 
-def _counted(crowds: tuple[Crowd, ...], answer: Crowd, *, steady: bool, guess: bool) -> tuple[Crowd, ...]:
-    """With one more `answer`, and the crowds that were not measured guessed again if that is wanted."""
+def _counted(
+    crowds: tuple[Crowd, ...], answer: Crowd, weight: float, *, steady: bool, guess: bool
+) -> tuple[Crowd, ...]:
+    """With one more `answer`, which counts as much as `weight` or as each of the first ones; and the crowds that were
+    not measured guessed again if that is wanted. A steady average forgets the first round of answers: they came while
+    the crowd grew, or while the engine woke up to it."""
     in_flight, first_seconds, pause, now, _ = answer
     index = _index_of(int(in_flight))
     if not crowds:
@@ -94,9 +100,8 @@ def _counted(crowds: tuple[Crowd, ...], answer: Crowd, *, steady: bool, guess: b
     size, first, between, measured_at, answers = crowds[index]
     if answers == 0 or now - measured_at > _ANEW_SECONDS:
         answers, guess = 0, True
-    weight = _WEIGHT if answers else 1.0
-    if steady:
-        weight = max(1 / (answers + 1), _STEADY_WEIGHT / in_flight)
+    alike = max(answers - size, 0) if steady else answers
+    weight = max(1 / (alike + 1), weight)
     size += weight * (in_flight - size)
     first += weight * (first_seconds - first)
     between += weight * (pause - between)
@@ -121,21 +126,29 @@ def _with_guesses(measured: dict[int, Crowd], before: tuple[Crowd, ...], now: fl
 
 
 def _guess(index: int, measured: dict[int, Crowd], since: float) -> Crowd:
-    """By the crowds most like that one, as far as they differ. By a single one, as the third root of a larger
-    crowd and the root of a smaller one, as in an engine that computes many at once: whoever thinks worse of one than
-    it is never finds out."""
-    size = 0.75 * 2**index
-    near, *others = sorted(measured, key=lambda number: (abs(number - index), number))
-    crowd = measured[near]
-    power = 1 / 3 if size > crowd.size else 1 / 2
-    if others:
-        other = measured[others[0]]
-        took, took_there = (each.first_token_seconds + each.inter_token_seconds for each in (crowd, other))
-        if took > 0 and took_there > 0 and crowd.size != other.size:
-            power = min(max((log(took) - log(took_there)) / log(crowd.size / other.size), 0.0), 1.0)
-    factor = (size / crowd.size) ** power
-    first, between = crowd.first_token_seconds * factor, crowd.inter_token_seconds * factor
-    return Crowd(size, first, between, since)
+    """By the two crowds most like that one, or by a single one where no two are of clearly different size: how two of
+    hardly different size differ says nothing."""
+    size = 0.75 * 2**index if index > 1 else 1.0
+    near, *others = (measured[number] for number in sorted(measured, key=lambda number: (abs(number - index), number)))
+    other = next((crowd for crowd in others if not 2 / 3 < crowd.size / near.size < 3 / 2), near)
+    sizes = size, near.size, other.size
+    first = _extended(near.first_token_seconds, other.first_token_seconds, *sizes)
+    return Crowd(size, first, _extended(near.inter_token_seconds, other.inter_token_seconds, *sizes), since)
+
+
+def _extended(seconds: float, others_seconds: float, size: float, near: float, other: float) -> float:
+    """What takes so long in crowds of `near` and `other`, in one of `size`."""
+    ratio = size / near
+    if seconds <= 0 or others_seconds <= 0 or near == other:
+        # As in an engine that computes many at once: whoever thinks worse of one than it is never finds out.
+        power = 1 / 3 if ratio > 1 else 1 / 2
+    elif size < min(near, other):
+        # A turn has a part that it takes for any number and a part for each.
+        each = (others_seconds - seconds) / (other - near)
+        return seconds * min(max(1 + each / seconds * (size - near), ratio), 1.0)
+    else:
+        power = min(max((log(others_seconds) - log(seconds)) / log(other / near), 0.0), 1.0)
+    return float(seconds * ratio**power)
 
 
 # What the constructor does, in a third of the time; this is done for each answer.

@@ -22,7 +22,10 @@ _DOUBT = DOUBT_SECONDS**-2
 _DOUBT_TOGETHER = (15 * DOUBT_SECONDS) ** -2
 # What so many rounds of answers said there grows old twice as fast as what very many did: it may have been a moment in
 # which the machine had other work.
-_FEW = 10.0
+_FEW = 4.0
+
+# An engine that batches is thought to be good at more than so many, before it was ever asked.
+_BATCH = 8
 
 # A few lines of text. By the first token alone an engine would be preferred that is there a moment earlier, and then
 # writes at a third of the other's speed.
@@ -46,15 +49,31 @@ def _doubted_together(crowd: Crowd, now: float) -> float:
     return _first_lines(crowd) / (1 + age * age * _DOUBT_TOGETHER)
 
 
+def _untried(signals: Signals, together: int) -> float:
+    """What is thought of an engine that batches and was never asked, beside others on its cores: that it is as fast as
+    the fastest of them with few, and with many not slower in proportion. Trying it moves the whole load: not while
+    there is nothing to batch, but after a while nevertheless. 0.0 where those were never asked either."""
+    paces = [upstream.pace for upstream in signals.upstreams if upstream.shares_cores and upstream.pace.crowds]
+    if not paces:
+        return 0.0
+    age = signals.now - signals.stage.since
+    growth: float = max(together / _BATCH, 1.0) ** (2 / 3)
+    fastest = min(first_lines_seconds(pace, min(together, _BATCH)) for pace in paces)
+    return fastest * growth / (1 + age * age * _DOUBT_TOGETHER)
+
+
 def expected_seconds(signals: Signals, together: int = 0) -> list[float]:
     """For each upstream how long a stream that begins now would take for its first lines: as lately in such a crowd,
     and behind what waits in its engine. 0.0 where nothing is known: that is how to find out. Each engine that shares
     cores with another one is taken to get all the requests there: so many `together`."""
     now = signals.now
     found = []
-    for _, _, _, outstanding, slots, _, pace, _, _, shares, alone in signals.upstreams:
+    for kind, _, _, outstanding, slots, _, pace, _, _, shares, alone in signals.upstreams:
         if shares and together:
-            seconds = _doubted_together(pace.in_crowd(together), now)
+            if pace.crowds or kind != "vllm":
+                seconds = _doubted_together(pace.in_crowd(together), now)
+            else:
+                seconds = _untried(signals, together)
         else:
             age = now - pace.measured_at
             seconds = alone / (1 + age * age * _DOUBT)

@@ -59,7 +59,9 @@ def test_each_step_is_as_good_as_the_better_engine_and_the_whole_better(
     routing: dict[str, Any], *, shared: bool
 ) -> None:
     alone = [run(rules, shared=shared) for rules in ALONE.values()]
-    steps = run(routing, shared=shared)
+    under_test = lab(routing, shared=shared)
+    first, steps = staircase(under_test), staircase(under_test)
+    assert worst(first, alone)[0] >= 0.9, "before both engines are known"
     least, longest = worst(steps, alone)
     assert least >= 0.9
     assert longest <= 1.1
@@ -73,30 +75,28 @@ def test_graduate_moves_once_there_and_once_back(*, shared: bool) -> None:
     assert list(moves(whole(run(GRADUATE, shared=shared)))) == [(GGUF, VLLM), (VLLM, GGUF)]
 
 
-def test_fastest_moves_rarely_between_engines_on_the_same_cores() -> None:
-    """Once at first, to know the other one, and back; once there and once back with the load."""
-    assert list(moves(whole(run(FASTEST, shared=True)))) == [(GGUF, VLLM), (VLLM, GGUF)] * 2
-
-
-def test_fastest_does_not_try_the_other_engine_again_and_again_under_a_long_load() -> None:
-    steps = run(FASTEST, shared=True, noise=0.5, seconds=30.0)
-    assert list(moves(whole(steps))) == [(GGUF, VLLM), (VLLM, GGUF)] * 2
+@pytest.mark.parametrize("seconds", [8.0, 30.0])
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_fastest_moves_once_there_and_once_back_between_engines_on_the_same_cores(noise: float, seconds: float) -> None:
+    """It does not try the one that it does not know before there is something to gain, nor again and again."""
+    steps = run(FASTEST, shared=True, noise=noise, seconds=seconds)
+    assert list(moves(whole(steps))) == [(GGUF, VLLM), (VLLM, GGUF)]
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_fastest_does_not_flap_where_measurements_waver(seed: int) -> None:
-    """Once both engines are known it moves with the load alone."""
+    """It moves with the load alone, and does so before both engines are known."""
     machine: dict[str, Any] = {"shared": True, "noise": 0.5, "seed": seed, "busy": True}
     alone = [run(rules, **machine) for rules in ALONE.values()]
     under_test = lab(FASTEST, **machine)
     first, second = staircase(under_test), staircase(under_test)
-    assert len(list(moves(whole(first)))) <= 4
-    assert list(moves(whole(second))) == [(GGUF, VLLM), (VLLM, GGUF)]
+    for steps in (first, second):
+        assert list(moves(whole(steps))) == [(GGUF, VLLM), (VLLM, GGUF)]
     assert worst(second, alone)[0] >= 0.85
 
 
 def test_fastest_spreads_the_load_over_engines_with_hardware_of_their_own() -> None:
     alone = [figures(whole(run(rules, shared=False))) for rules in ALONE.values()]
-    both = figures(whole(run(FASTEST, shared=False)))
+    both = figures(whole(run(FASTEST, shared=False, noise=0.5)))
     assert both.tokens_per_second > 1.3 * max(engine.tokens_per_second for engine in alone)
-    assert both.p95 < 0.5 * min(engine.p95 for engine in alone)
+    assert both.p95 < 0.6 * min(engine.p95 for engine in alone)

@@ -47,6 +47,19 @@ def test_two_are_extended_as_they_differ_within_reason(at_eight: float, at_thirt
     assert at_thirty_two * 0.8 <= found <= at_thirty_two * 1.25
 
 
+def test_below_what_was_measured_a_part_of_a_turn_stays_whatever_the_crowd() -> None:
+    """0.05 s for a turn and 0.005 s for each that is in it. Never less than in proportion."""
+    pace = measured((8, 0.09), (16, 0.13))
+    assert pace.in_crowd(1).first_token_seconds == pytest.approx(0.055, rel=0.1)
+    assert measured((8, 0.08), (16, 0.2)).in_crowd(1).first_token_seconds == pytest.approx(0.01)
+
+
+def test_two_crowds_of_hardly_different_size_say_nothing_about_a_larger_one() -> None:
+    pace = measured((14, 0.10), (16, 0.15))
+    assert pace.in_crowd(32).first_token_seconds == pytest.approx(0.15 * 2 ** (1 / 3), rel=0.1)
+    assert measured((4, 0.05), (14, 0.10), (16, 0.15)).in_crowd(32).first_token_seconds > 0.2
+
+
 @pytest.mark.parametrize("crowd", [1, 16])
 def test_in_a_steady_average_all_that_are_there_at_once_count_as_one(crowd: int) -> None:
     """A moment in which the machine is three times as slow is one for all of them."""
@@ -56,8 +69,17 @@ def test_in_a_steady_average_all_that_are_there_at_once_count_as_one(crowd: int)
     assert pace.in_crowd(crowd).first_token_seconds == pytest.approx(0.11, rel=0.01)
 
 
-def test_first_measurements_of_a_steady_average_count_alike() -> None:
-    assert measured((16, 0.3), (16, 0.1), (16, 0.2), steady=True).in_crowd(16).first_token_seconds == pytest.approx(0.2)
+def test_short_answers_count_in_a_steady_average_by_the_time_they_took() -> None:
+    """Half a second in which the machine is three times as slow, met by fifty answers one after the other."""
+    pace = measured((1, 0.003), times=1000, steady=True)
+    for _ in range(50):
+        pace = pace.with_answer(1000.0, 0.010, 0.009, 0, 1, steady=True)
+    assert pace.in_crowd(1).first_token_seconds == pytest.approx(0.004, rel=0.1)
+
+
+def test_a_steady_average_forgets_the_first_round_and_those_after_it_count_alike() -> None:
+    pace = measured(*[(4, 0.9)] * 4, (4, 0.3), (4, 0.1), (4, 0.2), steady=True)
+    assert pace.in_crowd(4).first_token_seconds == pytest.approx(0.2)
 
 
 def test_old_measurements_count_for_nothing_beside_a_new_one() -> None:

@@ -103,7 +103,7 @@ def test_on_the_same_cores_each_crowd_is_doubted_by_itself() -> None:
     stage, vllm = Stage(GGUF, 1000.0, second=1000.0), lately(3.0, 9, crowd=16, times=1000)
 
     def first(now: float) -> int:
-        gguf = seen(outstanding=15, pace=lately(2.0, 9, crowd=16, now=now), shares_cores=True)
+        gguf = seen(outstanding=15, pace=lately(2.0, 9, crowd=16, now=now, times=48), shares_cores=True)
         other = seen(VLLM, pace=vllm.with_answer(now, 9, 1.0, 0, 1), shares_cores=True)
         return decision("fastest", gguf, other, now=now, stage=stage)[0][0]
 
@@ -112,25 +112,68 @@ def test_on_the_same_cores_each_crowd_is_doubted_by_itself() -> None:
 
 
 def test_on_the_same_cores_what_few_answers_said_is_doubted_sooner() -> None:
-    usual = seen(pace=lately(1.0, 9, now=1200.0), shares_cores=True)
+    usual = seen(pace=lately(1.0, 9, now=1200.0, times=3), shares_cores=True)
 
     def first(answers: int) -> int:
         stage = Stage(GGUF, 1000.0, second=1000.0)
-        vllm = seen(VLLM, pace=lately(5.0, 9, times=answers), shares_cores=True)
+        vllm = seen(VLLM, pace=lately(1.5, 9, times=answers), shares_cores=True)
         return decision("fastest", usual, vllm, now=1200.0, stage=stage)[0][0]
 
     assert (first(1), first(100)) == (1, 0)
 
 
 def test_on_the_same_cores_the_first_engine_is_not_left_for_its_first_answer() -> None:
-    stage, now = Stage(GGUF), 1000.0
+    stage, now = Stage(VLLM), 1000.0
     chosen = []
-    for pace in (Pace(), lately(5.0, 9), lately(5.0, 9)):
-        engines = seen(pace=pace, shares_cores=True), seen(VLLM, shares_cores=True)
+    for pace in (Pace(), lately(5.0, 9, times=3), lately(5.0, 9, times=3)):
+        engines = seen(shares_cores=True), seen(VLLM, pace=pace, shares_cores=True)
         found = decide(plan(policy="fastest"), moment(*engines, now=now, stage=stage), ASK)
         stage, now = found.stage, now + 0.6
         chosen.append(stage.kind)
-    assert chosen == [GGUF, GGUF, VLLM]
+    assert chosen == [VLLM, VLLM, GGUF]
+
+
+@pytest.mark.parametrize(
+    ("crowd", "minutes", "first"),
+    [
+        pytest.param(1, 0.5, GGUF, id="few"),
+        pytest.param(15, 0.5, VLLM, id="many"),
+        pytest.param(1, 10, VLLM, id="few for long"),
+    ],
+)
+def test_on_the_same_cores_vllm_is_first_tried_for_many_or_after_a_while(
+    crowd: int, minutes: float, first: str
+) -> None:
+    """Trying it moves the whole load, and with few there is little to batch."""
+    now = 1000.0 + 60 * minutes
+    pace = Pace()
+    for there in (1, 2, 4, 8, 16):
+        for _ in range(3 * there):
+            pace = pace.with_answer(now, 9.0, 0.1 * there, 0, there)
+    engines = seen(outstanding=crowd, pace=pace, shares_cores=True), seen(VLLM, shares_cores=True)
+    found = decide(plan(policy="fastest"), moment(*engines, now=now, stage=Stage(GGUF, 1000.0, second=now)), ASK)
+    assert found.stage.kind == first
+
+
+@pytest.mark.parametrize(
+    ("answers", "size", "crowd_before", "faster", "first"),
+    [
+        pytest.param(47, 16, 16, 0.5, GGUF, id="few answers"),
+        pytest.param(48, 16, 0, 0.5, VLLM, id="enough"),
+        pytest.param(999, 8, 8, 0.5, GGUF, id="more than were met"),
+        pytest.param(999, 8, 15, 0.5, VLLM, id="they were there before"),
+        pytest.param(1, 8, 0, 0.2, VLLM, id="far faster"),
+    ],
+)
+def test_on_the_same_cores_an_engine_may_first_show_what_it_does_in_a_crowd(
+    answers: int, size: int, crowd_before: int, faster: float, first: str
+) -> None:
+    there = 16 if size == 16 else 15
+    stage = Stage(GGUF, 1000.0, second=1010.0, crowd=there, crowd_before=crowd_before)
+    gguf = seen(outstanding=there - 1, pace=lately(1.0, 9, crowd=size, now=1010.0, times=answers), shares_cores=True)
+    vllm = seen(VLLM, pace=lately(faster, 9, crowd=size, now=1010.0, times=99), shares_cores=True)
+    found = decide(plan(policy="fastest"), moment(gguf, vllm, now=1010.0, stage=stage), ASK)
+    assert found.stage.kind == first
 
 
 @pytest.mark.parametrize("policy", POLICIES)
