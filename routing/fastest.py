@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf
 
+from routing.pace import ROUND, Crowd, Pace
 from routing.prediction import crowd_on_cores, expected_seconds
 from routing.signals import Signals, Stage
 
@@ -17,8 +18,8 @@ from routing.signals import Signals, Stage
 # that costs, and what is measured wavers. Meanwhile the engine shows what it does when it has warmed up to its load.
 CLEARLY = 0.9
 # Until an engine has answered a crowd so often over, the other one has to be this much faster: its first answers came
-# while the crowd grew, or while the engine woke up to it. The same in a crowd that is larger than those of its kind,
-# and was not there in the second before.
+# while the crowd grew, or while the engine woke up to it. The same in a crowd that is larger than any it was measured
+# in, and was not there in the second before.
 FAR = 1 / 3
 ROUNDS = 3
 HARDLY_MORE = 1.25
@@ -57,9 +58,23 @@ def _moved(stage: Stage, signals: Signals, together: int, seconds: Sequence[floa
     current = next((index for index in sharing if signals.upstreams[index].kind == stage.kind), None)
     if current is None or signals.now - stage.since < DWELL_SECONDS:
         return stage
-    known = signals.upstreams[current].pace.in_crowd(together)
-    met = max(known.size, stage.crowd_before)
-    shown = known.answers >= ROUNDS * known.size and together <= HARDLY_MORE * met + 1
-    if seconds[sharing[0]] < (CLEARLY if shown else FAR) * seconds[current]:
+    pace = signals.upstreams[current].pace
+    share = seconds[sharing[0]] / seconds[current] if seconds[current] else 1.0
+    if share < FAR or (share < CLEARLY and _has_shown(pace, together, stage.crowd_before)):
         return stage._replace(kind=signals.upstreams[sharing[0]].kind, since=signals.now)
     return stage
+
+
+def _has_shown(pace: Pace, together: int, lately: int) -> bool:
+    """Whether it is known what an engine of this `pace` does with so many, or it would be too late to wait for that:
+    a crowd that grows for ever is not answered so often over. `lately` there were that many."""
+    crowd, measured = pace.in_crowd(together), [each for each in pace.crowds if each.answers]
+    met = max([lately, *(each.size for each in measured)])
+    if _is_shown(crowd) and together <= HARDLY_MORE * met + 1:
+        return True
+    shown = [each.size for each in measured if _is_shown(each)]
+    return bool(shown) and together > 2 * max(shown) + 1
+
+
+def _is_shown(crowd: Crowd) -> bool:
+    return crowd.answers >= ROUNDS * min(crowd.size, ROUND)

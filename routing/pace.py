@@ -14,6 +14,8 @@ _WEIGHT = 0.1
 # busy for a moment, all of them meet it. Less if they took less than 0.15 s, for the next ones will meet it, too.
 _STEADY_WEIGHT = 0.05
 _STEADY_SECONDS = 3.0
+# So many answers are a round of a larger crowd too: one that grows for ever would not be known before it is over.
+ROUND = 32.0
 # Older measurements of a crowd count for nothing beside a new one.
 _ANEW_SECONDS = 300.0
 
@@ -100,7 +102,7 @@ def _counted(
     size, first, between, measured_at, answers = crowds[index]
     if answers == 0 or now - measured_at > _ANEW_SECONDS:
         answers, guess = 0, True
-    alike = max(answers - size, 0) if steady else answers
+    alike = max(answers - min(size, ROUND), 0) if steady else answers
     weight = max(1 / (alike + 1), weight)
     size += weight * (in_flight - size)
     first += weight * (first_seconds - first)

@@ -30,6 +30,8 @@ async def test_an_engine_is_not_blamed_for_the_time_before_it_was_asked() -> Non
         gateway.upstream.limit = 1
         first = asyncio.create_task(gateway.chat())
         await backend.called.wait()
+        # So that it still waits for a place when the first one is given up.
+        await asyncio.wait({first}, timeout=0.15)
         second = asyncio.create_task(gateway.chat())
         assert (await first).status_code == 504
         asyncio.get_running_loop().call_later(0.1, hold.set)

@@ -176,6 +176,15 @@ def test_on_the_same_cores_an_engine_may_first_show_what_it_does_in_a_crowd(
     assert found.stage.kind == first
 
 
+def test_on_the_same_cores_a_crowd_that_grows_for_ever_is_not_waited_for() -> None:
+    stage = Stage(GGUF, 1000.0, second=1010.0, crowd=60, crowd_before=40)
+    pace = lately(1.0, 9, crowd=16, times=48).with_answer(1010.0, 9, 4.0, 0, 50)
+    vllm = seen(VLLM, pace=lately(2.0, 9, crowd=50, now=1010.0, times=99), shares_cores=True)
+    gguf = seen(outstanding=59, pace=pace, shares_cores=True)
+    found = decide(plan(policy="fastest"), moment(gguf, vllm, now=1010.0, stage=stage), ASK)
+    assert found.stage.kind == VLLM
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_feature_that_one_kind_lacks_goes_to_the_other(policy: str) -> None:
     ask = ASK._replace(features=frozenset({"images"}))
