@@ -215,7 +215,7 @@ class Gateway:
             self._following = None
         store = store_of(self.settings)
         if store is not None:
-            self._following = asyncio.create_task(keyswatch.follow(store, self._use_keys))
+            self._following = asyncio.create_task(keyswatch.follow(store, self._use_keys, self._keys))
             self._following.add_done_callback(report_end)
 
     def _ask_issuer(self) -> None:

@@ -22,12 +22,12 @@ logger = logging.getLogger("upshift")
 Apply = Callable[[KeysFile], None]
 
 
-async def follow(store: KeyStore, apply: Apply) -> None:
-    """Gives `apply` what the store holds whenever that is something else than before, until cancelled. One that cannot
-    be used, or that has lost everything, changes nothing and is reported once; `apply` may raise ConfigError and
-    StoreFull."""
+async def follow(store: KeyStore, apply: Apply, in_force: KeysFile | None = None) -> None:
+    """Gives `apply` what the store holds whenever that is something else than before, or than what is `in_force` at
+    first, until cancelled. One that cannot be used, or that has lost everything, changes nothing and is reported once;
+    `apply` may raise ConfigError and StoreFull."""
     known: object = ()
-    loaded: KeysFile | None = None
+    loaded = in_force if in_force is not None and in_force.keys else None
     complaint = ""
     while True:
         # Stores block: parsing a large file takes longer than anybody's next token should.

@@ -204,3 +204,25 @@ async def test_a_reading_that_fails_is_done_again(tmp_path: Path, caplog: pytest
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+
+
+async def test_what_is_in_force_is_not_applied_again(tmp_path: Path) -> None:
+    """Whoever has been let in would have to be let in anew."""
+    file = tmp_path / "keys.yaml"
+    write_keys(file, keys("a"))
+    loop, read, followed = asyncio.get_running_loop(), asyncio.Event(), Followed()
+
+    class Store(FileStore):
+        def load(self) -> KeysFile | None:
+            found = super().load()
+            loop.call_soon_threadsafe(read.set)
+            return found
+
+    task = asyncio.create_task(follow(Store(file), followed.apply, keys("a")))
+    async with asyncio.timeout(20):
+        await read.wait()
+    write_keys(file, keys("a", "b"))
+    assert await followed.next() == ["a", "b"]
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
