@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 import pytest
@@ -97,6 +98,6 @@ def test_fastest_does_not_flap_where_measurements_waver(seed: int) -> None:
 
 def test_fastest_spreads_the_load_over_engines_with_hardware_of_their_own() -> None:
     alone = [figures(whole(run(rules, shared=False))) for rules in ALONE.values()]
-    both = figures(whole(run(FASTEST, shared=False, noise=0.5)))
-    assert both.tokens_per_second > 1.3 * max(engine.tokens_per_second for engine in alone)
-    assert both.p95 < 0.6 * min(engine.p95 for engine in alone)
+    both = [figures(whole(run(FASTEST, shared=False, noise=0.5, seed=seed))) for seed in range(5)]
+    assert all(each.tokens_per_second > 1.3 * max(engine.tokens_per_second for engine in alone) for each in both)
+    assert median(each.p95 for each in both) < 0.5 * min(engine.p95 for engine in alone)
