@@ -7,8 +7,8 @@ sleep).
 from __future__ import annotations
 
 from routing.ask import Ask
-from routing.policy import GGUF, Decision, Plan, decide
-from routing.signals import Obstacle, Signals
+from routing.policy import Decision, Plan, decide
+from routing.signals import GGUF, Obstacle, Signals
 from routing.upstream import Upstream
 
 _COMING = (Obstacle.ASLEEP, Obstacle.STARTING)

@@ -5,7 +5,7 @@ Neighbours: policy.py (decides), admission.py (waits), upstream.py (what is deci
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from random import random
 from time import localtime, perf_counter
 
@@ -17,10 +17,10 @@ from routing.ask import Ask
 from routing.budget import RetryBudget
 from routing.demand import wake, wanted
 from routing.errors import NoRoom, NotCapable, Overloaded, RequestRejected, Unavailable
-from routing.policy import GGUF, INCAPABLE, REJECTED, Decision, Plan, decide
+from routing.policy import INCAPABLE, REJECTED, Decision, Plan, decide
 from routing.prediction import queue_seconds
 from routing.recall import Recalls
-from routing.signals import Obstacle, Signals, Stage
+from routing.signals import GGUF, Obstacle, Signals, Stage
 from routing.ticket import Ticket
 from routing.trace import Moment
 from routing.tracefile import TraceFile
@@ -28,6 +28,8 @@ from routing.upstream import Upstream, UpstreamPool, free_in_seconds
 
 # How long an upstream that refuses a request for now is left alone where it does not say.
 REST_SECONDS = 0.25
+# What an engine has left to do when its model moves takes so many times as long as usual, beside the other one.
+LEFT_ANSWERS = 2.0
 
 _ALIVE = (Obstacle.NONE, Obstacle.FULL, Obstacle.RESTING)
 _COMING = (Obstacle.STARTING, Obstacle.ASLEEP)
@@ -155,13 +157,8 @@ class Lane:
         return upstream, decision.reason
 
     def crowd(self, upstream: Upstream) -> int:
-        """How many requests it has; 0 while others of the model are at work on the same cores, for what its answers
-        take then says nothing about it."""
-        if upstream.shares_cores and any(
-            other.in_flight for other in self.pool.upstreams if other is not upstream and other.shares_cores
-        ):
-            return 0
-        return upstream.in_flight
+        """Of how many requests one that is sent there now is one; 0 where its answer will say nothing."""
+        return crowd_of(upstream, self.pool.upstreams, self.stage)
 
     def give_back(self, upstream: Upstream) -> None:
         """A place on `upstream` is free again."""
@@ -229,3 +226,18 @@ class Lane:
             upstream.breaker.succeeded(now)  # it answered
         else:
             upstream.failed(now)
+
+
+def crowd_of(upstream: Upstream, beside: Iterable[Upstream], stage: Stage, now: float | None = None) -> int:
+    """How many requests `upstream` has. While others of those `beside` it are at work on the same cores, its answers
+    say nothing about it: 0. Unless the model is at `upstream`, and what was left at the others when it moved there has
+    had the time to end: then what they have is there to stay, whichever engine is used, and counts as well."""
+    if not upstream.shares_cores:
+        return upstream.in_flight
+    others = [other for other in beside if other.shares_cores and other.in_flight and other is not upstream]
+    if not others:
+        return upstream.in_flight
+    left = max([other.pace.service_seconds or 0.0 for other in others])
+    if stage.kind != upstream.kind or (perf_counter() if now is None else now) < stage.since + LEFT_ANSWERS * left:
+        return 0
+    return upstream.in_flight + sum([other.in_flight for other in others])

@@ -16,8 +16,9 @@ _STEADY_WEIGHT = 0.05
 _STEADY_SECONDS = 3.0
 # So many answers are a round of a larger crowd too: one that grows for ever would not be known before it is over.
 ROUND = 32.0
-# Older measurements of a crowd count for nothing beside a new one.
+# Older measurements of a crowd, and from so many answers ago, count for nothing beside a new one.
 _ANEW_SECONDS = 300.0
+_ANEW_ANSWERS = 30.0
 
 
 class Crowd(NamedTuple):
@@ -77,7 +78,9 @@ class Pace(NamedTuple):
             answer = _new(Crowd, (float(in_flight), begins, pause, now, 1))
             weight = min(_STEADY_WEIGHT, service_seconds / _STEADY_SECONDS) / in_flight if steady else _WEIGHT
             # Guessing takes as long as a few decisions.
-            crowds = _counted(crowds, answer, weight, steady=steady, guess=int(now) != int(measured_at))
+            guess = int(now) != int(measured_at)
+            stale = now - max(_ANEW_SECONDS, _ANEW_ANSWERS * service)
+            crowds = _counted(crowds, answer, weight, stale, steady=steady, guess=guess)
         return _new(Pace, (first, between, service, now, crowds))
 
     def in_crowd(self, requests: int) -> Crowd:
@@ -90,17 +93,17 @@ class Pace(NamedTuple):
 
 
 def _counted(
-    crowds: tuple[Crowd, ...], answer: Crowd, weight: float, *, steady: bool, guess: bool
+    crowds: tuple[Crowd, ...], answer: Crowd, weight: float, stale: float, *, steady: bool, guess: bool
 ) -> tuple[Crowd, ...]:
-    """With one more `answer`, which counts as much as `weight` or as each of the first ones; and the crowds that were
-    not measured guessed again if that is wanted. A steady average forgets the first round of answers: they came while
-    the crowd grew, or while the engine woke up to it."""
+    """With one more `answer`, which counts as much as `weight` or as each of the first ones since `stale`; and the
+    crowds that were not measured guessed again if that is wanted. A steady average forgets the first round of answers:
+    they came while the crowd grew, or while the engine woke up to it."""
     in_flight, first_seconds, pause, now, _ = answer
     index = _index_of(int(in_flight))
     if not crowds:
         return _with_guesses({index: answer}, (), now)
     size, first, between, measured_at, answers = crowds[index]
-    if answers == 0 or now - measured_at > _ANEW_SECONDS:
+    if answers == 0 or measured_at < stale:
         answers, guess = 0, True
     alike = max(answers - min(size, ROUND), 0) if steady else answers
     weight = max(1 / (alike + 1), weight)

@@ -24,9 +24,7 @@ from routing.ask import Ask
 from routing.fastest import fastest
 from routing.replicas import ORDERS
 from routing.rules import matches
-from routing.signals import Obstacle, Signals, Stage, UpstreamSignals
-
-GGUF, VLLM = "gguf", "vllm"
+from routing.signals import GGUF, VLLM, Obstacle, Signals, Stage, UpstreamSignals
 
 # Reasons, besides the names of orders and of one policy: they are header values and labels.
 ONLY = "only"  # the model has one upstream

@@ -12,7 +12,7 @@ from backends.base import Backend
 from backends.vllm.command import launched_on_cpu
 from config.schema import GgufSettings, ModelSettings
 from routing.adaptive import AdaptiveLimit
-from routing.policy import GGUF, VLLM
+from routing.signals import GGUF, VLLM
 from routing.upstream import Upstream
 
 # What the requests of our own GGUF engine cannot have (backends/gguf/protocol.py); of engines that run elsewhere nobody

@@ -8,7 +8,7 @@ from __future__ import annotations
 from math import inf
 
 from routing.pace import Crowd, Pace
-from routing.signals import Obstacle, Signals
+from routing.signals import VLLM, Obstacle, Signals
 
 _ALIVE = (Obstacle.NONE, Obstacle.FULL, Obstacle.RESTING)
 
@@ -16,10 +16,11 @@ _ALIVE = (Obstacle.NONE, Obstacle.FULL, Obstacle.RESTING)
 # Without an answer for so long an upstream is thought to be twice as fast: one that was slow once is tried again. At
 # first the doubt is small: one that nobody asks for a few seconds has not changed.
 DOUBT_SECONDS = 60.0
-_DOUBT = DOUBT_SECONDS**-2
 # One on the same cores is tried with the whole load of the model. What it is held against computes on the same cores,
-# and is measured all the time: which of the two is faster seldom changes.
-_DOUBT_TOGETHER = (15 * DOUBT_SECONDS) ** -2
+# and is measured all the time: which of the two is faster seldom changes. Trying takes a few rounds of answers, so that
+# the doubt grows more slowly where they are long.
+_DOUBT_TOGETHER_SECONDS = 15 * DOUBT_SECONDS
+_DOUBT_ANSWERS = 100.0
 # What so many rounds of answers said there grows old twice as fast as what very many did: it may have been a moment in
 # which the machine had other work.
 _FEW = 4.0
@@ -41,12 +42,13 @@ def _first_lines(crowd: Crowd) -> float:
     return crowd.first_token_seconds + (FIRST_LINES_TOKENS - 1) * crowd.inter_token_seconds
 
 
-def _doubted_together(crowd: Crowd, now: float) -> float:
+def _doubted_together(pace: Pace, crowd: int, now: float) -> float:
     """The same, as far as it is still believed of an engine that shares its cores."""
-    age = now - crowd.measured_at
-    if crowd.answers:
-        age *= 1 + _FEW * crowd.size / crowd.answers
-    return _first_lines(crowd) / (1 + age * age * _DOUBT_TOGETHER)
+    measured = pace.in_crowd(crowd)
+    age = (now - measured.measured_at) / max(_DOUBT_TOGETHER_SECONDS, _DOUBT_ANSWERS * (pace.service_seconds or 0.0))
+    if measured.answers:
+        age *= 1 + _FEW * measured.size / measured.answers
+    return _first_lines(measured) / (1 + age * age)
 
 
 def _untried(signals: Signals, together: int) -> float:
@@ -56,10 +58,10 @@ def _untried(signals: Signals, together: int) -> float:
     paces = [upstream.pace for upstream in signals.upstreams if upstream.shares_cores and upstream.pace.crowds]
     if not paces:
         return 0.0
-    age = signals.now - signals.stage.since
+    age = (signals.now - signals.stage.since) / _DOUBT_TOGETHER_SECONDS
     growth: float = max(together / _BATCH, 1.0) ** (2 / 3)
     fastest = min(first_lines_seconds(pace, min(together, _BATCH)) for pace in paces)
-    return fastest * growth / (1 + age * age * _DOUBT_TOGETHER)
+    return fastest * growth / (1 + age * age)
 
 
 def expected_seconds(signals: Signals, together: int = 0) -> list[float]:
@@ -70,13 +72,13 @@ def expected_seconds(signals: Signals, together: int = 0) -> list[float]:
     found = []
     for kind, _, _, outstanding, slots, _, pace, _, _, shares, alone in signals.upstreams:
         if shares and together:
-            if pace.crowds or kind != "vllm":
-                seconds = _doubted_together(pace.in_crowd(together), now)
+            if pace.crowds or kind != VLLM:
+                seconds = _doubted_together(pace, together, now)
             else:
                 seconds = _untried(signals, together)
         else:
-            age = now - pace.measured_at
-            seconds = alone / (1 + age * age * _DOUBT)
+            age = (now - pace.measured_at) / DOUBT_SECONDS
+            seconds = alone / (1 + age * age)
         if outstanding >= slots:
             seconds += (outstanding + 1 - slots) / slots * (pace.service_seconds or 0.0)
         found.append(seconds)

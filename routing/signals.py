@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 from routing.pace import Pace
 
+# The kinds of upstreams, as their backends are named.
+GGUF, VLLM = "gguf", "vllm"
+
 
 class Obstacle(StrEnum):
     """Why an upstream takes no request now; NONE where it takes one."""

@@ -17,8 +17,9 @@ from math import inf
 from random import Random
 
 from routing.ask import Ask
-from routing.policy import GGUF, Plan, decide
-from routing.signals import Signals, Stage
+from routing.lane import crowd_of
+from routing.policy import Plan, decide
+from routing.signals import GGUF, Signals, Stage
 from routing.upstream import Upstream
 
 TOKENS = 48
@@ -123,7 +124,8 @@ class Lab:
         engine = self.engines[decision.upstreams[0]]
         engine.upstream.in_flight += 1
         request.dispatched_at, request.kind = self.now, engine.upstream.kind
-        request.in_flight = 0 if self._disturbed(engine) else engine.upstream.in_flight
+        beside = [other.upstream for other in self.engines]
+        request.in_flight = crowd_of(engine.upstream, beside, self.stage, self.now)
         engine.arrived.append(request)
         if not engine.working:
             self._go_on(engine)

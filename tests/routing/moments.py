@@ -7,9 +7,9 @@ from typing import Any
 
 from config.routing import RoutingSettings
 from routing.pace import Pace
-from routing.policy import GGUF, Plan, plan_for
+from routing.policy import Plan, plan_for
 from routing.prediction import first_lines_seconds
-from routing.signals import Obstacle, Signals, Stage, UpstreamSignals
+from routing.signals import GGUF, Obstacle, Signals, Stage, UpstreamSignals
 from routing.upstream import ASSUMED_SLOTS
 
 

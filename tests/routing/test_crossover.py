@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from routing.policy import GGUF, VLLM
+from routing.signals import GGUF, VLLM
 from routing.upstream import Upstream
 from tests.fakes import FakeBackend
 from tests.routing.engines import Engine, Lab, Request, figures, moves
@@ -19,15 +19,17 @@ ALONE = {kind: {"rules": [{"when": {"model": "m"}, "use": kind}]} for kind in (G
 GRADUATE = {"policy": "graduate", "graduate": {"to_vllm_at": 12, "back_to_gguf_at": 6, "dwell_seconds": 1.0}}
 FASTEST = {"policy": "fastest"}
 
+# GGUF and vLLM, as fast as the real ones on two cores (docs/routing.md).
+ENGINES = ((0.0002, 0.0004, 0.005), (0.0022, 0.00018, 0.003))
+
 Run = list[list[Request]]
 
 
-def lab(routing: dict[str, Any], *, shared: bool, noise: float = 0.0, seed: int = 0, busy: bool = False) -> Lab:
-    """With engines as fast as the real ones on two cores (docs/routing.md)."""
+def lab(routing: dict[str, Any], *, shared: bool, engines: Any = ENGINES, **machine: Any) -> Lab:
     gguf = Upstream(FakeBackend(GGUF), shares_cores=shared)
     vllm = Upstream(FakeBackend(VLLM), shares_cores=shared)
-    engines = [Engine(gguf, 0.0002, 0.0004, 0.005), Engine(vllm, 0.0022, 0.00018, 0.003)]
-    return Lab(plan(**routing), engines, seed=seed, noise=noise, busy=busy)
+    models = [Engine(upstream, *seconds) for upstream, seconds in zip((gguf, vllm), engines, strict=True)]
+    return Lab(plan(**routing), models, **machine)
 
 
 def staircase(lab: Lab, seconds: float = 8.0) -> Run:
@@ -40,6 +42,10 @@ def run(routing: dict[str, Any], *, seconds: float = 8.0, **machine: Any) -> Run
 
 def whole(steps: Run) -> list[Request]:
     return [request for step in steps for request in step]
+
+
+def share(kind: str, requests: list[Request]) -> float:
+    return sum(request.kind == kind for request in requests) / len(requests)
 
 
 def worst(steps: Run, alone: list[Run]) -> tuple[float, float]:
@@ -94,6 +100,28 @@ def test_fastest_does_not_flap_where_measurements_waver(seed: int) -> None:
     for steps in (first, second):
         assert list(moves(whole(steps))) == [(GGUF, VLLM), (VLLM, GGUF)]
     assert worst(second, alone)[0] >= 0.85
+
+
+@pytest.mark.parametrize("kind", [GGUF, VLLM])
+def test_fastest_leaves_a_slow_engine_though_a_stream_stays_open_at_the_other_one(kind: str) -> None:
+    """Its answers tell how fast it is, with a client there that does not read on, or requests that a rule sends."""
+    fast, slow = (0.0002, 0.0004, 0.005), (0.02, 0.004, 0.05)
+    under_test = lab(FASTEST, shared=True, engines=(fast, slow) if kind == GGUF else (slow, fast))
+    under_test.step(4, 5.0)
+    next(engine.upstream for engine in under_test.engines if engine.upstream.kind == kind).in_flight += 1
+    for clients in (32, 1):
+        under_test.step(clients, 300.0)  # to try the one that was never asked
+        assert share(kind, under_test.step(clients, 600.0)) > 0.9
+
+
+@pytest.mark.parametrize("clients", [1, 32, 100])
+def test_fastest_tries_an_engine_less_often_where_answers_take_long(clients: int) -> None:
+    """Of 10 to 80 seconds: what it takes to learn how fast one is should not be most of what is done."""
+    slow = tuple(tuple(100 * seconds for seconds in engine) for engine in ENGINES)
+    under_test = lab(FASTEST, shared=True, engines=slow)
+    under_test.step(clients, 3600.0)
+    steps = [under_test.step(clients, 3600.0) for _ in range(2)]
+    assert share(GGUF if clients == 1 else VLLM, whole(steps)) > 0.9
 
 
 def test_fastest_spreads_the_load_over_engines_with_hardware_of_their_own() -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from config.routing import Policy
 from routing.ask import Ask
 from routing.demand import wanted
-from routing.policy import BRIDGE, GGUF, VLLM, WAIT, decide
-from routing.signals import Obstacle, Signals, Stage, UpstreamSignals
+from routing.policy import BRIDGE, WAIT, decide
+from routing.signals import GGUF, VLLM, Obstacle, Signals, Stage, UpstreamSignals
 from tests.routing.moments import moment, plan, seen
 
 ASK = Ask("m")

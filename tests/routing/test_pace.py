@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.lane import Lane
+from routing.lane import Lane, crowd_of
 from routing.pace import UNKNOWN, Pace
-from routing.policy import GGUF, VLLM, plan_for
+from routing.policy import plan_for
+from routing.signals import GGUF, VLLM, Stage
 from routing.upstream import Upstream, UpstreamPool
 from tests.fakes import FakeBackend
 
@@ -106,7 +109,20 @@ def test_what_answers_took_beside_another_engine_on_the_same_cores_says_nothing_
     gguf, vllm = (Upstream(FakeBackend(kind), shares_cores=True) for kind in (GGUF, VLLM))
     elsewhere = Upstream(FakeBackend(VLLM))
     lane = Lane(UpstreamPool("m", (gguf, vllm, elsewhere)), plan_for("m"))
+    lane.stage = Stage(GGUF, perf_counter())
+    vllm.answered(perf_counter(), 60.0, 1.0, 48, 0)
     gguf.in_flight = elsewhere.in_flight = 2
     assert (lane.crowd(gguf), lane.crowd(vllm), lane.crowd(elsewhere)) == (2, 0, 2)
     vllm.in_flight = 1
     assert (lane.crowd(gguf), lane.crowd(vllm), lane.crowd(elsewhere)) == (0, 0, 2)
+
+
+def test_what_stays_at_an_engine_that_the_model_has_left_counts_at_the_other_one() -> None:
+    """An open stream that nobody reads, or requests that a rule sends there."""
+    gguf, vllm = (Upstream(FakeBackend(kind), shares_cores=True) for kind in (GGUF, VLLM))
+    vllm.answered(1000.0, 5.0, 1.0, 48, 0)
+    gguf.in_flight, vllm.in_flight = 7, 1
+    stage = Stage(GGUF, 1000.0)
+    assert crowd_of(gguf, (gguf, vllm), stage, 1009.0) == 0
+    assert crowd_of(gguf, (gguf, vllm), stage, 1010.0) == 8
+    assert crowd_of(vllm, (gguf, vllm), stage, 1010.0) == 0

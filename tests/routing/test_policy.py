@@ -16,9 +16,9 @@ from config.tree import Profile
 from routing.ask import Ask, number_of, prefix_affinity
 from routing.fastest import DWELL_SECONDS
 from routing.pace import Pace
-from routing.policy import GGUF, POLICIES, VLLM, Decision, decide, next_stage, plan_for
+from routing.policy import POLICIES, Decision, decide, next_stage, plan_for
 from routing.replicas import ORDERS
-from routing.signals import Obstacle, Signals, Stage, UpstreamSignals
+from routing.signals import GGUF, VLLM, Obstacle, Signals, Stage, UpstreamSignals
 from tests.routing.moments import moment, plan, seen
 
 ASK = Ask("m")

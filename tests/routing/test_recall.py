@@ -11,10 +11,10 @@ import pytest
 from backends.base import InferenceRequest, Operation
 from config.routing import RoutingSettings
 from routing.catalog import CatalogEntry, ModelCatalog
-from routing.policy import GGUF, plan_for
+from routing.policy import plan_for
 from routing.routed import Routed
 from routing.router import Router
-from routing.signals import Stage
+from routing.signals import GGUF, Stage
 from routing.ticket import Ticket
 from routing.upstream import Upstream, UpstreamPool
 from tests.fakes import FakeBackend

@@ -9,9 +9,9 @@ import pytest
 from config.routing import ModelRoutingSettings, RoutingSettings, WhenSettings
 from routing.ask import Ask
 from routing.pace import Pace
-from routing.policy import VLLM, decide, plan_for
+from routing.policy import decide, plan_for
 from routing.rules import matches
-from routing.signals import Obstacle, UpstreamSignals
+from routing.signals import VLLM, Obstacle, UpstreamSignals
 from tests.routing.moments import moment, plan, seen
 
 ASK = Ask("m", 100, 50, frozenset({"tools"}), "alice", "batch")

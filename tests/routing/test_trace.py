@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from config.routing import RoutingSettings, TraceSettings
 from routing.ask import Ask
-from routing.policy import GGUF, POLICIES, VLLM, decide, plan_for
+from routing.policy import POLICIES, decide, plan_for
 from routing.replay import replay
 from routing.replicas import ORDERS
-from routing.signals import Obstacle, Stage, UpstreamSignals
+from routing.signals import GGUF, VLLM, Obstacle, Stage, UpstreamSignals
 from routing.trace import Moment, TraceError, line_of, parse
 from routing.tracefile import TraceFile
 from tests.routing.moments import moment, plan, seen
