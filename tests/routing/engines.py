@@ -86,7 +86,8 @@ def _others(chance: Random) -> Iterator[tuple[float, float]]:
 
 class Lab:
     """Closed-loop clients before `engines` under `plan`. A turn takes up to `noise` more or less, as a share of it.
-    Where others use the machine, too, (`busy`) it takes three times as long for a moment every twenty seconds or so."""
+    Where others use the machine, too, it takes three times as long: for a moment every twenty seconds or so (`busy`),
+    or from and to the seconds in `held_up`."""
 
     def __init__(
         self, plan: Plan, engines: Sequence[Engine], *, seed: int = 0, noise: float = 0.0, busy: bool = False
@@ -95,7 +96,7 @@ class Lab:
         self.engines = engines
         self._chance, self._noise = Random(seed), noise
         self._others = _others(Random(seed)) if busy else iter(())
-        self._held_up = next(self._others, _NEVER)
+        self.held_up = next(self._others, _NEVER)
         self.stage = Stage(GGUF)
         self.now = 0.0
         self.done: list[Request] = []
@@ -158,9 +159,9 @@ class Lab:
         if self._disturbed(engine):
             seconds *= 2 * _WASTE
         seconds *= 1 + self._noise * self._chance.uniform(-1, 1)
-        while self._held_up[1] < self.now:
-            self._held_up = next(self._others)
-        if self._held_up[0] <= self.now:
+        while self.held_up[1] < self.now:
+            self.held_up = next(self._others, _NEVER)
+        if self.held_up[0] <= self.now:
             seconds *= 3
         heapq.heappush(self._turns, (self.now + seconds, next(self._numbers), engine))
 

@@ -90,6 +90,18 @@ def test_fastest_moves_once_there_and_once_back_between_engines_on_the_same_core
     assert list(moves(whole(steps))) == [(GGUF, VLLM), (VLLM, GGUF)]
 
 
+@pytest.mark.parametrize("slow", STEPS[:5])
+def test_fastest_tries_vllm_for_many_whatever_the_minute_in_which_few_were_measured(slow: int) -> None:
+    """The machine has other work in one step on the way up."""
+    under_test = lab(FASTEST, shared=True)
+    for clients in STEPS[:5]:
+        if clients == slow:
+            under_test.held_up = under_test.now, under_test.now + 8.0
+        under_test.step(clients, 8.0)
+    many = under_test.step(32, 9.0)
+    assert share(VLLM, many[len(many) // 2 :]) > 0.8
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_fastest_does_not_flap_where_measurements_waver(seed: int) -> None:
     """It moves with the load alone, and does so before both engines are known."""
