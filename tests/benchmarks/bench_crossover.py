@@ -36,7 +36,7 @@ import httpx
 
 from tests.benchmarks.bench_engine_load import Client, Exchange, read_answer, request_bytes
 from tests.benchmarks.crossover_chart import chart
-from tests.benchmarks.crossover_report import ALONE, Pass, Step, median, report, steady, summary, verdicts
+from tests.benchmarks.crossover_report import ALONE, Pass, Step, median, median_step, report, steady, summary, verdicts
 from tests.e2e.gateway import listening_url
 
 STEPS = (1, 2, 4, 8, 16, 32, 16, 8, 4, 2, 1)
@@ -156,21 +156,20 @@ async def one_pass(policy: str, url: str, seconds: float, chance: random.Random)
 
 
 def in_turns(policies: Sequence[str], rounds: int, seconds: float) -> dict[str, Pass]:
-    """So many windows of each policy at each number of clients, in turns, each after a second to settle."""
+    """Medians of so many windows of each policy at each number of clients, in turns, each after a second to settle."""
     steps: dict[str, list[Step]] = {policy: [] for policy in policies}
     chance = random.Random(0)
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as (process, file, url, log):
         for concurrency in sorted(set(STEPS)):
-            done: dict[str, list[Exchange]] = {policy: [] for policy in policies}
-            taken = dict.fromkeys(policies, 0.0)
+            windows: dict[str, list[Step]] = {policy: [] for policy in policies}
             for number in range(rounds):
                 for policy in random.Random(number).sample(policies, len(policies)):
                     choose(policy, process, file, log)
                     window, length = asyncio.run(one_window(url, concurrency, seconds, chance))
-                    done[policy] += window
-                    taken[policy] += length
+                    windows[policy].append(steady(concurrency, window, NEW_TOKENS, length))
             for policy in policies:
-                step = steady(concurrency, done[policy], NEW_TOKENS, taken[policy])
+                # Not all windows in one: its p95 would be that of the minute in which others used the machine most.
+                step = median_step(windows[policy])
                 steps[policy].append(step)
                 say(f"{concurrency} clients: {policy}: {step.tokens_per_second:,.0f} tokens/s")
     return {policy: Pass(policy, tuple(column), 0, 0.0, 0.0) for policy, column in steps.items()}

@@ -71,13 +71,14 @@ def _figures(
 
 def median(passes: Sequence[Pass]) -> Pass:
     """Figure by figure."""
-    steps = [_median([each.steps[index] for each in passes]) for index in range(len(passes[0].steps))]
+    steps = [median_step([each.steps[index] for each in passes]) for index in range(len(passes[0].steps))]
     tokens = statistics.median(each.tokens_per_second for each in passes)
     ttft = statistics.median(each.ttft_p95 for each in passes)
     return Pass(passes[0].policy, tuple(steps), max(each.moves for each in passes), tokens, ttft)
 
 
-def _median(column: Sequence[Step]) -> Step:
+def median_step(column: Sequence[Step]) -> Step:
+    """Figure by figure, of the same step in several rounds."""
     settled = [step.settled for step in column if step.settled is not None]
     return Step(
         column[0].concurrency,
@@ -86,7 +87,7 @@ def _median(column: Sequence[Step]) -> Step:
         statistics.median(step.ttft_p95 for step in column),
         statistics.median(step.vllm_share for step in column),
         sum(step.failed for step in column),
-        _median(settled) if settled else None,
+        median_step(settled) if settled else None,
     )
 
 
