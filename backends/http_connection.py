@@ -91,8 +91,7 @@ class Connection(asyncio.Protocol):
         response = self._response = HttpResponse(self, self._parts)
         self._outbox.exchanges += 1
         self._start = b""
-        self._interims = self._framed = self._reusable = False
-        self._idle_bytes = 0
+        self._reusable = False
         if body or not self.used:
             # A server that does not want a new connection ends it now, and tells why to whoever has asked before.
             self._outbox.flush()
@@ -231,9 +230,10 @@ class Connection(asyncio.Protocol):
         pieces = len(self._parts)
         read_bytes = self._read_bytes = len(data)
         try:
-            if not self._start and data.startswith(_HTTP_1_1):
-                self._start = _HTTP_1_1
-            elif self._start is not _HTTP_1_1:
+            if not self._start:
+                self._interims = self._framed = False
+                self._idle_bytes = 0
+            if self._start is not _HTTP_1_1:
                 self._look_at_start(data)
             self._parser.feed_data(data)
         except (BackendProtocolError, httptools.HttpParserError, httptools.HttpParserUpgrade) as error:

@@ -29,14 +29,11 @@ class Repeated:
 
     def body_in(self, data: bytes) -> bytes | None:
         """The body, where `data` has the head that was learned, all but its length, and a whole body; else None."""
-        before, behind = self._before, self._behind
+        before = self._before
         if not before or not data.startswith(before):
             return None
-        start = len(before)
-        stop = data.find(b"\r", start, start + 10)
-        length = data[start:stop] if stop > 0 else b""
-        end = stop + len(behind)
-        if not length.isdigit() or int(length) != len(data) - end or not data.startswith(behind, stop):
+        end = data.find(_END, len(before)) + len(_END)
+        if not data.startswith(b"%d%b" % (len(data) - end, self._behind), len(before)):
             return None
         self._misses = 0
         return data[end:]

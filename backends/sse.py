@@ -20,8 +20,13 @@ _MAX_ATTEMPTS = 4
 _KEY = b'"usage"'
 # Inside a JSON string the quotes would be escaped, so this is a key wherever it is found.
 _OBJECT = re.compile(rb'"usage"[ \t\r\n]*:[ \t\r\n]*(?=\{)')
-# The same as engines nearly always write it.
-_USUAL, _SPACED = b'"usage":{', b'"usage": {'
+# The same as engines nearly always write it, whole.
+_N = rb" ?(0|[1-9][0-9]{0,14})"
+_TOTAL = rb'(?:, ?"total_tokens":%b)?' % _N.replace(b"(", b"(?:")
+_USUAL = re.compile(
+    rb'"usage": ?\{(?:"completion_tokens":%b, ?)?"prompt_tokens":%b%b(?:, ?"completion_tokens":%b)?%b'
+    rb'(?:, ?"prompt_tokens_details": ?(?:null|\{"cached_tokens":%b\}))?\}' % (_N, _N, _TOTAL, _N, _TOTAL, _N)
+)
 _BEGUN = re.compile(rb'"(?:u|us|usa|usag|usage|usage"[ \t\r\n]*|usage"[ \t\r\n]*:[ \t\r\n]*)?\Z')
 _BEGUN_BYTES = 32
 # What json.loads calls after it has looked for white space.
@@ -110,17 +115,11 @@ def _backwards(data: bytes, end: int) -> Iterator[int]:
 
 def _usual(data: bytes, start: int) -> Usage | None:
     """The usage object at `start` where it is written as engines nearly always do."""
-    if data.startswith(_USUAL, start):
-        start += len(_USUAL) - 1
-    elif data.startswith(_SPACED, start):
-        start += len(_SPACED) - 1
-    else:
+    found = _USUAL.match(data, start)
+    if found is None:
         return None
-    try:
-        value, _ = _scan(data[start : start + MAX_OBJECT_BYTES].decode(), 0)
-    except (ValueError, RecursionError, StopIteration):
-        return None
-    return _usage(value)
+    before, prompt, behind, cached = found.groups()
+    return Usage(int(prompt), int(behind or before or 0), int(cached or 0))
 
 
 def _usage(value: dict[str, Any]) -> Usage | None:

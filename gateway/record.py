@@ -109,42 +109,24 @@ class Journal:
         duration_seconds = record.ended - record.started
         series = self._metrics.series(record.model, record.backend)
         series.count(record.operation, record.status, duration_seconds, record.trace_id)
-        first_byte_seconds = first_token_seconds = None
         if record.first_byte is not None:
-            first_byte_seconds = record.first_byte - record.started
             series.overhead.observe(record.overhead_seconds)
         if record.first_token is not None:
-            first_token_seconds = record.first_token - record.started
-            series.first_token.observe(first_token_seconds, record.trace_id)
-        if record.error is not None:
-            if isinstance(record.error, ClientGone):
+            series.first_token.observe(record.first_token - record.started, record.trace_id)
+        error, code = record.error, ""
+        if error is not None:
+            code = row_for(error).code
+            if isinstance(error, ClientGone):
                 self._metrics.cancelled[record.stage] += 1
-            elif isinstance(record.error, RateLimited):
-                self._metrics.rate_limited[record.error.limit] += 1
+            elif isinstance(error, RateLimited):
+                self._metrics.rate_limited[error.limit] += 1
         if record.ticket is not None:
             self._metrics.routed(record.model, series, record.reason, record.ticket)
-        prompt_tokens = completion_tokens = 0
         if record.usage is not None:
             series.add_usage(record.usage)
-            prompt_tokens, completion_tokens = record.usage.prompt_tokens, record.usage.completion_tokens
-        code = "" if record.error is None else row_for(record.error).code
         if record.trace is not None and self.tracer is not None:
             self.tracer.end(record, record.trace, code)
-        self._access_log.add(
-            request_id=record.request_id,
-            names=(record.operation, record.key, record.model, record.backend, record.reason),
-            status=record.status,
-            code=code,
-            stream=record.stream,
-            duration_seconds=duration_seconds,
-            stage="" if record.error is None else record.stage,
-            first_byte_seconds=first_byte_seconds,
-            first_token_seconds=first_token_seconds,
-            bytes_in=record.bytes_in,
-            bytes_out=record.bytes_out,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-        )
+        self._access_log.add(record, duration_seconds, code)
 
 
 def report(record: Record) -> None:

@@ -74,8 +74,10 @@ class Breaker:
 
     def only_warms(self, now: float) -> bool:
         """Whether nothing but the slow start is left, which is no matter where there is no other upstream."""
-        self.refresh(now)
-        return not self._openings and now >= self._rest_until
+        if self._openings or now < self._rest_until:
+            return False
+        self.clear = now - self._back_at >= self.settings.slow_start_seconds
+        return True
 
     def begin(self, now: float) -> None:
         """A request is sent. In half-open that is the trial."""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.base import Usage
-from backends.sse import MAX_OBJECT_BYTES, UsageSniffer, error_event
+from backends.sse import MAX_OBJECT_BYTES, UsageSniffer, error_event, usage_of
 
 
 def event(fields: object) -> bytes:
@@ -148,3 +148,27 @@ def test_usage_is_found_in_every_order_and_cut(text: str, expected: Usage | None
     sniffer.feed(answer[:cut])
     sniffer.feed(answer[cut:])
     assert sniffer.usage == expected
+
+
+NAMES = ("prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details")
+VALUES = ("0", "7", "12", "9007199254740993", "-1", "1.5", "007", "null", '{"cached_tokens":5}', '{"cached_tokens": 5}')
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(VALUES)), max_size=6)
+    | st.permutations(NAMES).map(lambda names: [(name, "null" if name == NAMES[3] else "7") for name in names]),
+    st.sampled_from([",", ", "]),
+    st.sampled_from([":", ": "]),
+)
+def test_usage_of_a_whole_answer_is_what_json_says(fields: list[tuple[str, str]], comma: str, colon: str) -> None:
+    text = comma.join(f'"{name}"{colon}{value}' for name, value in fields)
+    answer = f'{{"usage"{colon}{{{text}}}}}'
+    try:
+        usage = json.loads(answer)["usage"]
+    except ValueError:
+        usage = {}
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    details = usage.get("prompt_tokens_details")
+    counts = prompt, completion, details.get("cached_tokens") if isinstance(details, dict) else None
+    known = [count if isinstance(count, int) and 0 <= count < 2**53 else 0 for count in counts]
+    assert usage_of(answer.encode()) == (None if prompt is None and completion is None else Usage(*known))

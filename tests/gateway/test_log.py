@@ -11,35 +11,34 @@ from typing import Any
 
 import pytest
 
+from backends.base import Operation, Usage
 from gateway import log
 from gateway.keys import new_key
 from gateway.log import FLUSH_LINES, AccessLog
+from gateway.record import Record
 from tests.canary import kinds
 
-LINE: dict[str, Any] = {
-    "request_id": "r-1",
-    "names": ("chat", "alice", 'mo"del', "b", "only"),
-    "status": 200,
-    "code": "",
-    "stage": "",
-    "stream": True,
-    "duration_seconds": 1.23456,
-    "first_byte_seconds": None,
-    "first_token_seconds": None,
-    "bytes_in": 10,
-    "bytes_out": 20,
-    "prompt_tokens": 3,
-    "completion_tokens": 4,
-}
+
+def a_record(**more: Any) -> Record:
+    """Of a stream that took 1.23456 s."""
+    record = Record(Operation.CHAT, "r-1", 100.0)
+    usual = {"key": "alice", "model": 'mo"del', "backend": "b", "reason": "only", "status": 200, "stream": True}
+    for name, value in {**usual, "bytes_in": 10, "bytes_out": 20, "usage": Usage(3, 4), **more}.items():
+        setattr(record, name, value)
+    return record
+
+
+SECONDS = 1.23456
 
 
 async def test_line_is_json_with_everything_about_the_request() -> None:
     written: list[str] = []
     access_log = AccessLog(written.append)
-    access_log.add(**LINE)
-    access_log.add(**{**LINE, "first_byte_seconds": 0.5, "first_token_seconds": 0.6, "stream": False})
+    access_log.add(a_record(), SECONDS, "")
+    access_log.add(a_record(first_byte=100.5, first_token=100.6, stream=False, usage=None), SECONDS, "")
+    access_log.add(a_record(status=502, stage="waiting"), SECONDS, "backend_error")
     access_log.flush()
-    first, second = (json.loads(line) for line in "".join(written).splitlines())
+    first, second, third = (json.loads(line) for line in "".join(written).splitlines())
     assert first | {"time": ""} == {
         "time": "",
         "event": "request",
@@ -63,6 +62,8 @@ async def test_line_is_json_with_everything_about_the_request() -> None:
     }
     assert first["time"].endswith("Z")
     assert (second["first_byte_ms"], second["first_token_ms"], second["stream"]) == (500.0, 600.0, False)
+    assert (second["prompt_tokens"], second["completion_tokens"]) == (0, 0)
+    assert (third["status"], third["code"], third["stage"]) == (502, "backend_error", "waiting")
 
 
 CONTROL: dict[str, Any] = {
@@ -93,7 +94,7 @@ async def test_full_batch_is_written_at_once() -> None:
     access_log = AccessLog(written.append)
     for _ in range(FLUSH_LINES):
         assert written == []
-        access_log.add(**LINE)
+        access_log.add(a_record(), SECONDS, "")
     assert [text.count("\n") for text in written] == [FLUSH_LINES]
     access_log.flush()
     assert len(written) == 1
@@ -101,7 +102,7 @@ async def test_full_batch_is_written_at_once() -> None:
 
 async def test_lonely_line_is_written_after_a_moment() -> None:
     arrived = asyncio.Event()
-    AccessLog(lambda _: arrived.set()).add(**LINE)
+    AccessLog(lambda _: arrived.set()).add(a_record(), SECONDS, "")
     assert not arrived.is_set()
     async with asyncio.timeout(5):
         await arrived.wait()
@@ -169,10 +170,9 @@ def test_log_is_plain_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_line_for_people_says_what_they_would_ask() -> None:
     written: list[str] = []
     pretty = log.access_log("pretty", io.StringIO(), written.append)
-    pretty.add(**{**LINE, "first_token_seconds": 0.05})
-    pretty.add(
-        **{**LINE, "status": 504, "code": "backend_timeout", "stage": "waiting", "names": ("chat", "", "m", "", "")}
-    )
+    pretty.add(a_record(first_token=100.05), SECONDS, "")
+    failed = a_record(status=504, stage="waiting", key="", model="m", backend="", reason="")
+    pretty.add(failed, SECONDS, "backend_timeout")
     pretty.add_control(**CONTROL)
     pretty.add_control(**{**CONTROL, "key": ""})
     pretty.flush()
