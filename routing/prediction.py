@@ -25,11 +25,10 @@ _DOUBT_ANSWERS = 100.0
 # which the machine had other work.
 _FEW = 4.0
 
-# An engine that batches is thought to be good at more than so many, before it was ever asked: to slow down with this
-# power of their number. Or, for those few were measured at another time, in which the machine may have been slower,
-# to be faster than the other one by that power: with four times as many by a sixth.
+# An engine that batches is thought to be good at more than so many, before it was ever asked: faster by this power of
+# their number, with four times as many by a sixth.
 _BATCH = 8
-_GROWTH, _GAIN = 2 / 3, 1 / 8
+_GAIN = 1 / 8
 
 # A few lines of text. By the first token alone an engine would be preferred that is there a moment earlier, and then
 # writes at a third of the other's speed.
@@ -56,18 +55,14 @@ def _doubted_together(pace: Pace, crowd: int, now: float) -> float:
 
 def _untried(signals: Signals, together: int) -> float:
     """What is thought of an engine that batches and was never asked, beside others on its cores: that it is as fast as
-    the fastest of them with few, and with many not slower in proportion, or a little faster than that one. Trying it
-    moves the whole load: not while there is nothing to batch, but after a while nevertheless. 0.0 where those were
-    never asked either."""
+    the fastest of them with few, and a little faster with many. Trying it moves the whole load: not while there is
+    little to batch, but after some minutes nevertheless. 0.0 where those were never asked either."""
     paces = [upstream.pace for upstream in signals.upstreams if upstream.shares_cores and upstream.pace.crowds]
     if not paces:
         return 0.0
     age = (signals.now - signals.stage.since) / _DOUBT_TOGETHER_SECONDS
-    batches = max(together / _BATCH, 1.0)
-    few = min([first_lines_seconds(pace, min(together, _BATCH)) for pace in paces])
-    many = min([first_lines_seconds(pace, together) for pace in paces])
-    seconds: float = min(few * batches**_GROWTH, many / batches**_GAIN)
-    return seconds / (1 + age * age)
+    gain: float = max(together / _BATCH, 1.0) ** _GAIN
+    return min(first_lines_seconds(pace, together) for pace in paces) / gain / (1 + age * age)
 
 
 def expected_seconds(signals: Signals, together: int = 0) -> list[float]:

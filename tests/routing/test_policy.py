@@ -137,7 +137,9 @@ def test_on_the_same_cores_the_first_engine_is_not_left_for_its_first_answer() -
     ("crowd", "minutes", "first"),
     [
         pytest.param(1, 0.5, GGUF, id="few"),
-        pytest.param(15, 0.5, VLLM, id="many"),
+        pytest.param(15, 0.5, GGUF, id="not so few"),
+        pytest.param(15, 3, VLLM, id="not so few for a while"),
+        pytest.param(31, 0.5, VLLM, id="many"),
         pytest.param(1, 10, VLLM, id="few for long"),
     ],
 )
@@ -147,7 +149,7 @@ def test_on_the_same_cores_vllm_is_first_tried_for_many_or_after_a_while(
     """Trying it moves the whole load, and with few there is little to batch."""
     now = 1000.0 + 60 * minutes
     pace = Pace()
-    for there in (1, 2, 4, 8, 16):
+    for there in (1, 2, 4, 8, 16, 32):
         for _ in range(3 * there):
             pace = pace.with_answer(now, 9.0, 0.1 * there, 0, there)
     engines = seen(outstanding=crowd, pace=pace, shares_cores=True), seen(VLLM, shares_cores=True)
