@@ -21,8 +21,9 @@ _KEY = b'"usage"'
 # Inside a JSON string the quotes would be escaped, so this is a key wherever it is found.
 _OBJECT = re.compile(rb'"usage"[ \t\r\n]*:[ \t\r\n]*(?=\{)')
 # The same as engines nearly always write it, whole.
-_N = rb" ?(0|[1-9][0-9]{0,14})"
-_TOTAL = rb'(?:, ?"total_tokens":%b)?' % _N.replace(b"(", b"(?:")
+_DIGITS = rb"(?:0|[1-9][0-9]{0,14})"
+_N = rb" ?(%b)" % _DIGITS
+_TOTAL = rb'(?:, ?"total_tokens": ?%b)?' % _DIGITS
 _USUAL = re.compile(
     rb'"usage": ?\{(?:"completion_tokens":%b, ?)?"prompt_tokens":%b%b(?:, ?"completion_tokens":%b)?%b'
     rb'(?:, ?"prompt_tokens_details": ?(?:null|\{"cached_tokens":%b\}))?\}' % (_N, _N, _TOTAL, _N, _TOTAL, _N)

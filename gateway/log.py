@@ -114,8 +114,9 @@ class PrettyAccessLog(AccessLog):
         words.append(f"{duration_seconds:.2f} s")
         if record.first_token is not None:
             words.append(f"(first token {(record.first_token - record.started) * 1000:.0f} ms)")
-        if record.usage is not None:
-            words.append(f"{record.usage.prompt_tokens}+{record.usage.completion_tokens} tokens")
+        usage = record.usage
+        if usage is not None and (usage.prompt_tokens or usage.completion_tokens):
+            words.append(f"{usage.prompt_tokens}+{usage.completion_tokens} tokens")
         if code:
             words.append(f"{code} while {_STAGES[record.stage]}")
         if record.key:

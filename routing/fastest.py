@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf
 
-from routing.pace import ROUND, Crowd, Pace
+from routing.pace import Crowd, Pace
 from routing.prediction import crowd_on_cores, expected_seconds
 from routing.signals import Signals, Stage
 
@@ -77,4 +77,4 @@ def _has_shown(pace: Pace, together: int, lately: int) -> bool:
 
 
 def _is_shown(crowd: Crowd) -> bool:
-    return crowd.answers >= ROUNDS * min(crowd.size, ROUND)
+    return crowd.answers >= ROUNDS * crowd.round_answers

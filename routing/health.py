@@ -76,7 +76,7 @@ class Breaker:
         """Whether nothing but the slow start is left, which is no matter where there is no other upstream."""
         if self._openings or now < self._rest_until:
             return False
-        self.clear = now - self._back_at >= self.settings.slow_start_seconds
+        self.clear = self.warmth(now) >= 1.0
         return True
 
     def begin(self, now: float) -> None:

@@ -156,9 +156,9 @@ class Lane:
             return upstream, ticket.elsewhere
         return upstream, decision.reason
 
-    def crowd(self, upstream: Upstream) -> int:
+    def crowd(self, upstream: Upstream, now: float) -> int:
         """Of how many requests one that is sent there now is one; 0 where its answer will say nothing."""
-        return crowd_of(upstream, self.pool.upstreams, self.stage)
+        return crowd_of(upstream, self.pool.upstreams, self.stage, now)
 
     def give_back(self, upstream: Upstream) -> None:
         """A place on `upstream` is free again."""
@@ -228,7 +228,7 @@ class Lane:
             upstream.failed(now)
 
 
-def crowd_of(upstream: Upstream, beside: Iterable[Upstream], stage: Stage, now: float | None = None) -> int:
+def crowd_of(upstream: Upstream, beside: Iterable[Upstream], stage: Stage, now: float) -> int:
     """How many requests `upstream` has. While others of those `beside` it are at work on the same cores, its answers
     say nothing about it: 0. Unless the model is at `upstream`, and what was left at the others when it moved there has
     had the time to end: then what they have is there to stay, whichever engine is used, and counts as well."""
@@ -238,6 +238,6 @@ def crowd_of(upstream: Upstream, beside: Iterable[Upstream], stage: Stage, now: 
     if not others:
         return upstream.in_flight
     left = max([other.pace.service_seconds or 0.0 for other in others])
-    if stage.kind != upstream.kind or (perf_counter() if now is None else now) < stage.since + LEFT_ANSWERS * left:
+    if stage.kind != upstream.kind or now < stage.since + LEFT_ANSWERS * left:
         return 0
     return upstream.in_flight + sum([other.in_flight for other in others])

@@ -15,7 +15,7 @@ _WEIGHT = 0.1
 _STEADY_WEIGHT = 0.05
 _STEADY_SECONDS = 3.0
 # So many answers are a round of a larger crowd too: one that grows for ever would not be known before it is over.
-ROUND = 32.0
+_ROUND = 32.0
 # Older measurements of a crowd, and from so many answers ago, count for nothing beside a new one.
 _ANEW_SECONDS = 300.0
 _ANEW_ANSWERS = 30.0
@@ -31,6 +31,11 @@ class Crowd(NamedTuple):
     inter_token_seconds: float
     measured_at: float = 0.0
     answers: int = 0
+
+    @property
+    def round_answers(self) -> float:
+        """So many are a round: one for each that is there."""
+        return min(self.size, _ROUND)
 
 
 UNKNOWN = Crowd(1.0, 0.0, 0.0)
@@ -105,7 +110,7 @@ def _counted(
     size, first, between, measured_at, answers = crowds[index]
     if answers == 0 or measured_at < stale:
         answers, guess = 0, True
-    alike = max(answers - min(size, ROUND), 0) if steady else answers
+    alike = max(answers - crowds[index].round_answers, 0) if steady else answers
     weight = max(1 / (alike + 1), weight)
     size += weight * (in_flight - size)
     first += weight * (first_seconds - first)

@@ -95,8 +95,9 @@ async def _attempt(lane: Lane, request: InferenceRequest, ticket: Ticket) -> Rou
         upstream, reason = await lane.admission.enter(lane.ask(request, ticket), ticket)
     ticket.upstream = upstream
     ticket.attempts += 1
+    dispatched_at = perf_counter()
     # Where there is nobody else nothing is compared.
-    dispatched_at, in_flight = perf_counter(), 0 if reason is ONLY else lane.crowd(upstream)
+    in_flight = 0 if reason is ONLY else lane.crowd(upstream, dispatched_at)
     try:
         if reason in _MOVING:
             response = await lane.recalls.send(upstream, request)

@@ -175,12 +175,14 @@ async def test_line_for_people_says_what_they_would_ask() -> None:
     pretty.add(failed, SECONDS, "backend_timeout")
     pretty.add_control(**CONTROL)
     pretty.add_control(**{**CONTROL, "key": ""})
+    pretty.add(a_record(usage=Usage()), SECONDS, "")
     pretty.flush()
-    first, second, third, fourth = "".join(written).splitlines()
+    first, second, third, fourth, fifth = "".join(written).splitlines()
     assert first.endswith(' 200 chat mo"del on b (only) 1.23 s (first token 50 ms) 3+4 tokens for alice r-1')
     assert second.endswith(" 504 chat m 1.23 s 3+4 tokens backend_timeout while waiting r-1")
     assert third.endswith(' 403 DELETE /admin/keys/* 0.01 s for al"ice r-2')
     assert fourth.endswith(" 403 DELETE /admin/keys/* 0.01 s r-2")
+    assert fifth.endswith(' 200 chat mo"del on b (only) 1.23 s for alice r-1')
 
 
 @pytest.mark.parametrize(

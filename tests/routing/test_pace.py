@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from time import perf_counter
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,12 +107,12 @@ def test_what_answers_took_beside_another_engine_on_the_same_cores_says_nothing_
     gguf, vllm = (Upstream(FakeBackend(kind), shares_cores=True) for kind in (GGUF, VLLM))
     elsewhere = Upstream(FakeBackend(VLLM))
     lane = Lane(UpstreamPool("m", (gguf, vllm, elsewhere)), plan_for("m"))
-    lane.stage = Stage(GGUF, perf_counter())
-    vllm.answered(perf_counter(), 60.0, 1.0, 48, 0)
+    lane.stage, now = Stage(GGUF, 1000.0), 1001.0
+    vllm.answered(1000.0, 60.0, 1.0, 48, 0)
     gguf.in_flight = elsewhere.in_flight = 2
-    assert (lane.crowd(gguf), lane.crowd(vllm), lane.crowd(elsewhere)) == (2, 0, 2)
+    assert tuple(lane.crowd(upstream, now) for upstream in (gguf, vllm, elsewhere)) == (2, 0, 2)
     vllm.in_flight = 1
-    assert (lane.crowd(gguf), lane.crowd(vllm), lane.crowd(elsewhere)) == (0, 0, 2)
+    assert tuple(lane.crowd(upstream, now) for upstream in (gguf, vllm, elsewhere)) == (0, 0, 2)
 
 
 def test_what_stays_at_an_engine_that_the_model_has_left_counts_at_the_other_one() -> None:
