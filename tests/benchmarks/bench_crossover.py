@@ -36,7 +36,18 @@ import httpx
 
 from tests.benchmarks.bench_engine_load import Client, Exchange, read_answer, request_bytes
 from tests.benchmarks.crossover_chart import chart
-from tests.benchmarks.crossover_report import ALONE, Pass, Step, median, median_step, report, steady, summary, verdicts
+from tests.benchmarks.crossover_report import (
+    ALONE,
+    Pass,
+    Step,
+    median,
+    median_step,
+    noise,
+    report,
+    steady,
+    summary,
+    verdicts,
+)
 from tests.e2e.gateway import listening_url
 
 STEPS = (1, 2, 4, 8, 16, 32, 16, 8, 4, 2, 1)
@@ -67,9 +78,9 @@ def main() -> int:
     if options.in_turns:
         if options.svg or options.json:
             parser.error("--svg and --json are of the staircase, not of --in-turns")
-        found = in_turns(policies, options.rounds, options.seconds)
+        found, apart = in_turns(policies, options.rounds, options.seconds)
         print(f"{report(found, settled=True)}\n")
-        print("\n".join(verdicts(found)))
+        print("\n".join([*verdicts(found), *apart]))
         return 0
     passes: list[Pass] = []
     chance = random.Random(0)
@@ -155,15 +166,18 @@ async def one_pass(policy: str, url: str, seconds: float, chance: random.Random)
     return Pass(policy, tuple(steps), moves, whole.tokens_per_second, whole.ttft_p95)
 
 
-def in_turns(policies: Sequence[str], rounds: int, seconds: float) -> dict[str, Pass]:
-    """Medians of so many windows of each policy at each number of clients, in turns, each after a second to settle."""
+def in_turns(policies: Sequence[str], rounds: int, seconds: float) -> tuple[dict[str, Pass], list[str]]:
+    """Medians of so many windows of each policy at each number of clients, in turns, each after a second to settle. An
+    engine alone has two windows in each round, and a line that says how far these were apart."""
+    turns = [*policies, *(policy for policy in policies if policy in ALONE)]
     steps: dict[str, list[Step]] = {policy: [] for policy in policies}
+    doubles: dict[str, list[list[Step]]] = {policy: [] for policy in policies if policy in ALONE}
     chance = random.Random(0)
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as (process, file, url, log):
         for concurrency in sorted(set(STEPS)):
             windows: dict[str, list[Step]] = {policy: [] for policy in policies}
             for number in range(rounds):
-                for policy in random.Random(number).sample(policies, len(policies)):
+                for policy in random.Random(number).sample(turns, len(turns)):
                     choose(policy, process, file, log)
                     window, length = asyncio.run(one_window(url, concurrency, seconds, chance))
                     windows[policy].append(steady(concurrency, window, NEW_TOKENS, length))
@@ -172,7 +186,10 @@ def in_turns(policies: Sequence[str], rounds: int, seconds: float) -> dict[str, 
                 step = median_step(windows[policy])
                 steps[policy].append(step)
                 say(f"{concurrency} clients: {policy}: {step.tokens_per_second:,.0f} tokens/s")
-    return {policy: Pass(policy, tuple(column), 0, 0.0, 0.0) for policy, column in steps.items()}
+                if policy in doubles:
+                    doubles[policy].append(windows[policy])
+    found = {policy: Pass(policy, tuple(column), 0, 0.0, 0.0) for policy, column in steps.items()}
+    return found, [noise(policy, columns) for policy, columns in doubles.items()]
 
 
 async def one_window(url: str, concurrency: int, seconds: float, chance: random.Random) -> tuple[list[Exchange], float]:

@@ -91,6 +91,19 @@ def median_step(column: Sequence[Step]) -> Step:
     )
 
 
+def noise(engine: str, columns: Sequence[Sequence[Step]]) -> str:
+    """How far an engine alone is from itself: of each step's windows every other one beside the rest."""
+    apart = []
+    for windows in columns:
+        halves = [median_step(windows[half::2]) for half in (0, 1)]
+        tokens = sorted(half.tokens_per_second for half in halves)
+        ttft = sorted(half.ttft_p95 for half in halves)
+        apart.append((tokens[0] / max(tokens[1], 1e-9), ttft[1] / max(ttft[0], 1e-9)))
+    shares, longer = zip(*apart, strict=True)
+    kept = f"at least {min(shares):.0%} of its tokens/s"
+    return f"{engine} beside itself: {kept}, at most {max(longer):.2f} times its p95 TTFT"
+
+
 def report(found: Mapping[str, Pass], *, settled: bool = False) -> str:
     """A table: a row for each step, and the whole: all tokens by all seconds, and the tokens per second of a run that
     has the same work to do at each step, however long that takes. `settled`: of the steps without their first second.

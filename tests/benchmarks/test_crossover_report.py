@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.benchmarks.bench_engine_load import Exchange
-from tests.benchmarks.crossover_report import Pass, Step, median, report, steady, summary, verdicts
+from tests.benchmarks.crossover_report import Pass, Step, median, noise, report, steady, summary, verdicts
 
 
 def exchange(sent_at: float, first_at: float, ended_at: float, backend: str = "gguf") -> Exchange:
@@ -53,3 +53,11 @@ def test_medians_are_taken_figure_by_figure() -> None:
     rounds = [passes("gguf", (tokens, ttft)) for tokens, ttft in ((1, 0.3), (2, 0.1), (9, 0.2))]
     step = median(rounds).steps[0]
     assert (step.tokens_per_second, step.ttft_p95) == (2, 0.2)
+
+
+def test_an_engine_is_held_against_itself_at_the_step_where_it_wavers_most() -> None:
+    steps = [
+        [Step(1, 10, tokens, ttft, 0.0, 0) for tokens, ttft in windows]
+        for windows in (((100, 0.1), (95, 0.1), (100, 0.1), (95, 0.1)), ((80, 0.2), (100, 0.3), (80, 0.2), (100, 0.3)))
+    ]
+    assert noise("vllm", steps) == "vllm beside itself: at least 80% of its tokens/s, at most 1.50 times its p95 TTFT"
