@@ -99,10 +99,10 @@ _ADDRESS = ("--host", "127.0.0.1", "--port", "@port@")
 _ROUTER_OPTIONS = (
     *_ADDRESS,
     *("--worker-urls", "http://@upstream@"),
-    # Of their policies one with little work per request; the default, cache_aware, keeps a tree of prompts.
-    *("--policy", "round_robin"),
     *("--prometheus-host", "127.0.0.1", "--prometheus-port", "@spare@"),
 )
+# Of their policies the one with the least work per request.
+_LEAN = ("--policy", "round_robin")
 
 _UPSHIFT_ARGV = ("@python@", "-m", "gateway.cli", "serve", "--config", "@work@/upshift.yaml")
 # Whoever benches may have set them for their own gateway.
@@ -139,13 +139,28 @@ PEERS = {
         Peer(
             "vllm-router",
             "0.1.17",
-            ("@install@/bin/vllm-router", *_ROUTER_OPTIONS, "--log-level", "warning"),
+            # The examples of its README name this policy, or none: the default, cache_aware, which costs more.
+            ("@install@/bin/vllm-router", *_ROUTER_OPTIONS, "--policy", "consistent_hash"),
+            source=("pip", "vllm-router"),
+        ),
+        Peer(
+            "vllm-router-lean",
+            "0.1.17",
+            ("@install@/bin/vllm-router", *_ROUTER_OPTIONS, *_LEAN, "--log-level", "warning"),
             source=("pip", "vllm-router"),
         ),
         Peer(
             "sglang-router",
             "0.3.2",
-            ("@install@/bin/python", "-m", "sglang_router.launch_router", *_ROUTER_OPTIONS, "--log-level", "warn"),
+            (
+                "@install@/bin/python",
+                "-m",
+                "sglang_router.launch_router",
+                *_ROUTER_OPTIONS,
+                *_LEAN,
+                "--log-level",
+                "warn",
+            ),
             source=("pip", "sglang-router"),
         ),
         Peer(
