@@ -170,26 +170,23 @@ def in_turns(policies: Sequence[str], rounds: int, seconds: float) -> tuple[dict
     """Medians of so many windows of each policy at each number of clients, in turns, each after a second to settle. An
     engine alone has two windows in each round, and a line that says how far these were apart."""
     turns = [*policies, *(policy for policy in policies if policy in ALONE)]
-    steps: dict[str, list[Step]] = {policy: [] for policy in policies}
-    doubles: dict[str, list[list[Step]]] = {policy: [] for policy in policies if policy in ALONE}
+    # By policy, for each number of clients, its windows.
+    taken: dict[str, list[list[Step]]] = {policy: [] for policy in policies}
     chance = random.Random(0)
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as (process, file, url, log):
         for concurrency in sorted(set(STEPS)):
-            windows: dict[str, list[Step]] = {policy: [] for policy in policies}
+            for columns in taken.values():
+                columns.append([])
             for number in range(rounds):
                 for policy in random.Random(number).sample(turns, len(turns)):
                     choose(policy, process, file, log)
                     window, length = asyncio.run(one_window(url, concurrency, seconds, chance))
-                    windows[policy].append(steady(concurrency, window, NEW_TOKENS, length))
-            for policy in policies:
-                # Not all windows in one: its p95 would be that of the minute in which others used the machine most.
-                step = median_step(windows[policy])
-                steps[policy].append(step)
-                say(f"{concurrency} clients: {policy}: {step.tokens_per_second:,.0f} tokens/s")
-                if policy in doubles:
-                    doubles[policy].append(windows[policy])
-    found = {policy: Pass(policy, tuple(column), 0, 0.0, 0.0) for policy, column in steps.items()}
-    return found, [noise(policy, columns) for policy, columns in doubles.items()]
+                    taken[policy][-1].append(steady(concurrency, window, NEW_TOKENS, length))
+            for policy, columns in taken.items():
+                say(f"{concurrency} clients: {policy}: {median_step(columns[-1]).tokens_per_second:,.0f} tokens/s")
+    # Not all windows of a step in one: its p95 would be that of the minute in which others used the machine most.
+    found = {policy: Pass(policy, tuple(map(median_step, columns)), 0, 0.0, 0.0) for policy, columns in taken.items()}
+    return found, [noise(policy, taken[policy]) for policy in taken if policy in ALONE]
 
 
 async def one_window(url: str, concurrency: int, seconds: float, chance: random.Random) -> tuple[list[Exchange], float]:
